@@ -1,0 +1,161 @@
+//! stdio, and readiness calls: libc hands the caller's memory to the kernel from inside.
+//!
+//! `fwrite` of a large block writes straight from the caller's address, `fread` reads straight into it, by calls
+//! that no hook sees. So named bytes go through a bounce buffer, piece by piece, and destinations are made
+//! resident. `fputs`, `fprintf` and `fgets` touch every byte in user space first, which resolves it.
+//!
+//! Soundness: arguments are the program's own; the bounce buffer is a mapping of ours that one claim uses at a time.
+
+use crate::{TRACKER, config, real, threads};
+use core::ffi::{c_int, c_void};
+use core::sync::atomic::{AtomicU64, Ordering};
+use zio_tracker::addr::Span;
+use zio_tracker::sys::linux::map_anonymous;
+
+/// Bytes of a bounce step.
+const BOUNCE: u64 = 64 << 10;
+
+/// A free bounce buffer, if any: taken by swap, given back by store. Concurrent writers map their own.
+static SPARE: AtomicU64 = AtomicU64::new(0);
+
+/// Writes `s` through a bounce buffer; `None` when that is not possible. Returns bytes that stdio took.
+unsafe fn bounce_write(s: Span, f: *mut c_void) -> Option<u64> {
+    let t = threads::current()?;
+    let buffer = match SPARE.swap(0, Ordering::AcqRel) {
+        0 => map_anonymous(BOUNCE).ok()?,
+        p => p,
+    };
+    let mut done = 0;
+    while done < s.len() {
+        let n = BOUNCE.min(s.len() - done);
+        let part = Span::between(s.start + done, s.start + done + n);
+        let here = 0u64;
+        let gathered = match t.claim(&here as *const u64 as u64) {
+            // SAFETY: `buffer` is BOUNCE bytes of ours.
+            Some(mut c) => unsafe { TRACKER.gather(t, &mut c, part, buffer) },
+            None => false,
+        };
+        let from = if gathered {
+            buffer
+        } else {
+            let _ = TRACKER.make_resident(Some(t), part);
+            part.start
+        };
+        // SAFETY: `n` bytes at `from`, resident.
+        let k = unsafe { real::fwrite(from as *mut c_void, 1, n as usize, f) } as u64;
+        done += k;
+        if k < n {
+            break;
+        }
+    }
+    // Only one spare is kept; a second one stays mapped until it is the spare again.
+    if SPARE.compare_exchange(0, buffer, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        // SAFETY: a mapping of ours that nobody else has.
+        let _ = unsafe { zio_tracker::raw::call(libc::SYS_munmap, [buffer, BOUNCE, 0, 0, 0, 0]) };
+    }
+    Some(done)
+}
+
+/// fwrite(3).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn fwrite(p: *mut c_void, size: usize, n: usize, f: *mut c_void) -> usize {
+    let span = size.checked_mul(n).and_then(|k| Span::new(p as u64, k as u64));
+    // SAFETY: the program's call.
+    unsafe {
+        match span {
+            Some(s) if config::loaded() && TRACKER.pages.any_armed(s) => match bounce_write(s, f) {
+                Some(done) if done == s.len() => n,
+                Some(done) => (done as usize).checked_div(size).unwrap_or(0),
+                None => {
+                    let _ = TRACKER.make_resident(threads::current(), s);
+                    real::fwrite(p, size, n, f)
+                }
+            },
+            _ => real::fwrite(p, size, n, f),
+        }
+    }
+}
+
+/// fwrite without the stream's lock: the lock is recursive and taken all the same, which nobody can tell.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn fwrite_unlocked(p: *mut c_void, size: usize, n: usize, f: *mut c_void) -> usize {
+    // SAFETY: forwarded.
+    unsafe { fwrite(p, size, n, f) }
+}
+
+/// fread(3).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn fread(p: *mut c_void, size: usize, n: usize, f: *mut c_void) -> usize {
+    if config::loaded()
+        && let Some(s) = size.checked_mul(n).and_then(|k| Span::new(p as u64, k as u64))
+    {
+        let _ = TRACKER.make_resident(threads::current(), s);
+    }
+    // SAFETY: the program's call.
+    unsafe { real::fread(p, size, n, f) }
+}
+
+/// fputs(3): a string longer than the bounded set of a forked child could be elided again before libc writes it.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn fputs(p: *mut c_void, f: *mut c_void) -> c_int {
+    // SAFETY: the program's string and stream; the scan touches what libc's would.
+    unsafe {
+        if config::loaded() && Span::new(p as u64, 1).is_some_and(|s| TRACKER.pages.any_armed(s)) {
+            let mut n = 0u64;
+            while *((p as u64 + n) as *const u8) != 0 {
+                n += 1;
+            }
+            if let Some(s) = Span::new(p as u64, n)
+                && TRACKER.pages.any_armed(s)
+            {
+                return if fwrite(p, 1, n as usize, f) == n as usize { 1 } else { -1 };
+            }
+        }
+        real::fputs(p, f)
+    }
+}
+
+/// setvbuf(3): libc fills the stream's buffer from the kernel.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn setvbuf(f: *mut c_void, b: *mut c_void, mode: c_int, n: usize) -> c_int {
+    if config::loaded()
+        && !b.is_null()
+        && let Some(s) = Span::new(b as u64, n as u64)
+    {
+        let _ = TRACKER.make_unknown(threads::current(), s);
+    }
+    // SAFETY: the program's call.
+    unsafe { real::setvbuf(f, b, mode, n) }
+}
+
+/// `struct epoll_event` on x86-64.
+const EPOLL_EVENT: u64 = 12;
+
+fn events_resident(v: *mut c_void, n: c_int) {
+    if config::loaded()
+        && n > 0
+        && let Some(s) = Span::new(v as u64, n as u64 * EPOLL_EVENT)
+    {
+        let _ = TRACKER.make_resident(threads::current(), s);
+    }
+}
+
+/// epoll_wait(2): the kernel writes the events.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn epoll_wait(e: c_int, v: *mut c_void, n: c_int, timeout: c_int) -> c_int {
+    events_resident(v, n);
+    // SAFETY: the program's call.
+    unsafe { real::epoll_wait(e, v, n, timeout) }
+}
+
+/// epoll_pwait(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn epoll_pwait(e: c_int, v: *mut c_void, n: c_int, timeout: c_int, mask: *mut c_void) -> c_int {
+    events_resident(v, n);
+    let mut copy = [0u64; 16];
+    // SAFETY: the program's call; the mask is the program's, or our copy of it.
+    unsafe {
+        let mask = crate::masks::stripped(mask, &mut copy);
+        real::epoll_pwait(e, v, n, timeout, mask)
+    }
+}

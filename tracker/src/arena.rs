@@ -1,0 +1,494 @@
+//! The core arena's page accounting: which core pages are in use, and which run to hand out next.
+//!
+//! Pure bookkeeping over a table of [`PageMeta`] that the caller maps: no allocation, no system call, no
+//! access to the core pages themselves. The one unsafe function here, [`Arena::new`], passes its caller's
+//! promise about that table on to `table.rs`, which keeps it.
+
+mod check;
+mod table;
+
+use table::{
+    Kind, LARGE, LISTS, NAMED, ONE_PIN, STUCK, STUCK_USAGE, Span, Table, Tag, covered, is_free,
+    list_of, pins,
+};
+pub use table::{MAX_PAGES, PAGE, PageMeta, Run};
+
+/// Page accounting of the core arena. Names are counted in bytes per page, so splitting and merging extents
+/// needs no call here.
+///
+/// ```text
+///   +----------+  alloc      +-------------------+  both counts reach 0   +--------------+
+///   | virgin   | ----------> | in use            | ---------------------> | dirty-free   |
+///   +----------+  by bump    | named > 0 or      |                        | (has memory) |
+///                            | pins > 0          | <--------------------- |              |
+///   +----------+  alloc      |                   |  alloc: newest first   +--------------+
+///   | clean-   | ----------> | (STUCK: for ever) |  take_purge: oldest first
+///   | free     |             |                   |
+///   | (no mem.)| <---------- |                   |
+///   +----------+  purged(ok) +-------------------+
+///
+///   page 0        1                                       fresh              pages
+///   | ZERO, stuck | in use, dirty-free and clean-free runs | virgin ......... |
+///
+///   held = in use + dirty-free, without page 0; alloc keeps it within the cap
+/// ```
+///
+/// - **I3**, a core page that an extent names is never written: a run from [`Arena::alloc`] or
+///   [`Arena::take_purge`] holds no named byte, and only the taker of a run writes (or discards) it, and only
+///   bytes that it has not named yet. A page with `named > 0` is on no free list.
+/// - **I4**, a core page is reused only when its refcount is zero and no IO in flight uses it: a page enters a
+///   free list only in the call that brings *both* counts to zero, and leaves it pinned.
+/// - Free runs of one kind never touch: a run's neighbours are in use, virgin, or free of the other kind. So a
+///   free page beside a page in use is a border page, and its tag is valid; inside a run nothing is kept.
+/// - Misuse (more taken back than given, pages that are free) asserts in debug builds. In release builds it is
+///   counted, and the page concerned stays as it is or becomes STUCK: leaked, never freed.
+///
+/// The arena is not synchronised: it lives behind the tracker's lock.
+pub struct Arena {
+    table: Table,
+    /// Pages from here on are virgin.
+    fresh: u32,
+    cap_pages: u32,
+    /// In use or dirty-free.
+    held_pages: u32,
+    dirty_pages: u32,
+    named_bytes: u64,
+    misuses: u64,
+    /// First page of the newest and of the oldest run of each list, 0 for none: page 0 is never free.
+    newest: [u32; LISTS],
+    oldest: [u32; LISTS],
+}
+
+impl Arena {
+    /// An arena of `pages` virgin pages that holds at most `cap_bytes` of memory; page 0 is the all-zeros page,
+    /// never handed out, never freed and not counted. Touches only the first entry of `meta`.
+    ///
+    /// # Safety
+    /// `meta` points at `pages` zeroed entries that stay valid, and are accessed by nobody else, for as long as
+    /// the arena is used.
+    pub unsafe fn new(meta: *mut PageMeta, pages: u32, cap_bytes: u64) -> Self {
+        // SAFETY: the caller's promise; fewer pages than promised may be used.
+        let mut table = unsafe { Table::new(meta, pages.min(MAX_PAGES)) };
+        table.set(0, STUCK_USAGE);
+        Arena {
+            fresh: table.pages().min(1),
+            table,
+            cap_pages: u32::try_from(cap_bytes / PAGE).unwrap_or(u32::MAX),
+            held_pages: 0,
+            dirty_pages: 0,
+            named_bytes: 0,
+            misuses: 0,
+            newest: [0; LISTS],
+            oldest: [0; LISTS],
+        }
+    }
+
+    /// Hands out 1 to `want` contiguous pages, each pinned once. `None` if `want` is 0, or nothing is free and
+    /// the cap or the reservation is reached.
+    ///
+    /// Tiny runs (below both `want` and 4 pages) come last; before them: what was freed last and so is still in
+    /// the cache, then purged pages, then virgin ones.
+    pub fn alloc(&mut self, want: u32) -> Option<Run> {
+        if want == 0 {
+            return None;
+        }
+        let least = want.min(LARGE);
+        let growth = want.min(self.cap_pages.saturating_sub(self.held_pages));
+        self.take_newest(Kind::Dirty, least..=LARGE, want)
+            .or_else(|| self.take_newest(Kind::Clean, least..=LARGE, growth))
+            .or_else(|| self.take_virgin(growth))
+            .or_else(|| self.take_newest(Kind::Dirty, (1..least).rev(), want))
+            .or_else(|| self.take_newest(Kind::Clean, (1..least).rev(), growth))
+    }
+
+    /// Counts `len` more named bytes from byte offset `core` of the arena on. Every page must be in use.
+    ///
+    /// `false`, and nothing changed, if a page's count would overflow (or in case of misuse). On page 0 it
+    /// succeeds without effect.
+    pub fn name(&mut self, core: u64, len: u64) -> bool {
+        let Some(span) = self.span(core, len) else {
+            return false;
+        };
+        // Faults are collected in bits and looked at once, so that the loop has no branch for them.
+        let (mut signs, mut carries, mut gained) = (0u64, 0u64, 0u64);
+        span.each(self.table.entries(span), |usage, bytes| {
+            let old = *usage;
+            let new = old.wrapping_add(bytes);
+            signs |= old | old.wrapping_sub(1);
+            carries |= new ^ old;
+            gained += bytes.min(PAGE - covered(old));
+            *usage = new;
+        });
+        let (free, overflow) = (signs >> 63 != 0, carries >> 32 != 0);
+        if !free && !overflow {
+            self.named_bytes += gained;
+            return true;
+        }
+        // Wrapping addition is undone exactly, whatever the entries held.
+        let undo = |usage: &mut u64, bytes| *usage = usage.wrapping_sub(bytes);
+        span.each(self.table.entries(span), undo);
+        if free {
+            self.misused("a free page was named");
+        }
+        false
+    }
+
+    /// Takes back `len` named bytes from `core` on. Pages that nothing names and nothing pins any more become
+    /// dirty-free, next in line for [`Arena::alloc`].
+    pub fn unname(&mut self, core: u64, len: u64) {
+        let Some(span) = self.span(core, len) else {
+            return;
+        };
+        let (mut borrows, mut unused, mut lost) = (0u64, 0u32, 0u64);
+        span.each(self.table.entries(span), |usage, bytes| {
+            let old = *usage;
+            let new = old.wrapping_sub(bytes);
+            borrows |= (old & NAMED).wrapping_sub(bytes);
+            unused += u32::from(new == 0);
+            lost += bytes.min(PAGE - covered(new));
+            *usage = new;
+        });
+        if borrows >> 63 != 0 {
+            let undo = |usage: &mut u64, bytes| *usage = usage.wrapping_add(bytes);
+            span.each(self.table.entries(span), undo);
+            let take = |old: u64, bytes| {
+                if old & NAMED >= bytes {
+                    Ok(old - bytes)
+                } else {
+                    Err(0)
+                }
+            };
+            unused = self.take_back_singly(span, take);
+            lost = 0;
+        }
+        self.named_bytes = self.named_bytes.saturating_sub(lost);
+        self.free_unused(span, unused, Kind::Dirty);
+    }
+
+    /// Pins every page that `[core, core + len)` touches, once more. Every page must be in use.
+    ///
+    /// `false`, and nothing changed, if a page's count would overflow (or in case of misuse). On page 0 it
+    /// succeeds without effect.
+    pub fn pin(&mut self, core: u64, len: u64) -> bool {
+        let Some(span) = self.span(core, len) else {
+            return false;
+        };
+        let (mut free, mut overflow) = (false, false);
+        span.each(self.table.entries(span), |usage, _| {
+            free |= is_free(*usage);
+            overflow |= pins(*usage) == STUCK - 1;
+        });
+        if free {
+            self.misused("a free page was pinned");
+        }
+        if free || overflow {
+            return false;
+        }
+        let add = |usage: &mut u64, _| *usage += u64::from(pins(*usage) != STUCK) * ONE_PIN;
+        span.each(self.table.entries(span), add);
+        true
+    }
+
+    /// Takes back one pin of every page that `[core, core + len)` touches; frees as [`Arena::unname`] does.
+    pub fn unpin(&mut self, core: u64, len: u64) {
+        if let Some(span) = self.span(core, len) {
+            self.release(span, Kind::Dirty);
+        }
+    }
+
+    /// Takes back the pin that [`Arena::alloc`] gave each page of a run, or of a part of one.
+    pub fn unpin_run(&mut self, r: Run) {
+        self.unpin(r.core(), r.bytes());
+    }
+
+    /// Takes out and pins at most `max_pages` pages of the dirty-free run that has waited longest, large runs
+    /// first. The caller discards their memory and then calls [`Arena::purged`].
+    pub fn take_purge(&mut self, max_pages: u32) -> Option<Run> {
+        (1..=LARGE)
+            .rev()
+            .find_map(|len| self.take(list_of(Kind::Dirty, len), max_pages, true))
+    }
+
+    /// Returns a run from [`Arena::take_purge`]: clean if its memory was discarded (`ok`), else dirty.
+    pub fn purged(&mut self, r: Run, ok: bool) {
+        if let Some(span) = self.span(r.core(), r.bytes()) {
+            self.release(span, if ok { Kind::Clean } else { Kind::Dirty });
+        }
+    }
+
+    /// Bytes of pages that have physical memory as far as is known: named, pinned or dirty-free.
+    pub fn held_bytes(&self) -> u64 {
+        u64::from(self.held_pages) * PAGE
+    }
+
+    /// Bytes that are named, each page counted up to its size.
+    pub fn named_bytes(&self) -> u64 {
+        self.named_bytes
+    }
+
+    /// Bytes of dirty-free pages.
+    pub fn dirty_free_bytes(&self) -> u64 {
+        u64::from(self.dirty_pages) * PAGE
+    }
+
+    /// Times the arena was asked for something impossible; each is a bug in the caller.
+    pub fn misuses(&self) -> u64 {
+        self.misuses
+    }
+
+    /// Bytes that are named on a page, summed over the extents. 0 for page 0.
+    pub fn page_named(&self, page: u32) -> u32 {
+        self.table.usage(page) as u32
+    }
+
+    /// Pins of a page; page 0 and leaked pages have 2^31 - 1.
+    pub fn page_pins(&self, page: u32) -> u32 {
+        let usage = self.table.usage(page);
+        if is_free(usage) { 0 } else { pins(usage) }
+    }
+
+    /// Cuts a byte range at page borders, without page 0. `None` if it reaches pages that were never handed out.
+    #[inline]
+    fn span(&mut self, core: u64, len: u64) -> Option<Span> {
+        let skip = PAGE.saturating_sub(core).min(len);
+        let (core, len) = (core + skip, len - skip);
+        if len == 0 {
+            return Some(Span::pages_only(0, 0));
+        }
+        let limit = u64::from(self.fresh.min(self.table.pages())) * PAGE;
+        match core.checked_add(len) {
+            Some(end) if end <= limit => Some(Span {
+                first: (core / PAGE) as u32,
+                end: end.div_ceil(PAGE) as u32,
+                head: len.min(PAGE - core % PAGE),
+                tail: (end - 1) % PAGE + 1,
+            }),
+            _ => {
+                self.misused("pages that were never handed out");
+                None
+            }
+        }
+    }
+
+    /// Takes back one pin of each page; pages that become free get `kind`.
+    fn release(&mut self, span: Span, kind: Kind) {
+        let mut fault = false;
+        // Holds for no pins at all, and for a free page's tag; a stuck page has a pin to show for ever.
+        span.each(self.table.entries(span), |usage, _| {
+            fault |= pins(*usage).wrapping_sub(1) >= STUCK
+        });
+        let mut unused = 0;
+        if !fault {
+            span.each(self.table.entries(span), |usage, _| {
+                *usage -= u64::from(pins(*usage) != STUCK) * ONE_PIN;
+                unused += u32::from(*usage == 0);
+            });
+        } else {
+            unused = self.take_back_singly(span, |old, _| match pins(old) {
+                1..STUCK => Ok(old - ONE_PIN),
+                STUCK => Ok(old),
+                _ => Err(old & NAMED),
+            });
+        }
+        self.free_unused(span, unused, kind);
+    }
+
+    /// `take(usage, bytes)` on each page, for a span in which it fails somewhere: there, the page is left as
+    /// [`Arena::leak`] says, with that many bytes named. Returns how many pages became unused.
+    #[cold]
+    #[inline(never)]
+    fn take_back_singly(&mut self, span: Span, take: impl Fn(u64, u64) -> Result<u64, u64>) -> u32 {
+        let mut unused = 0;
+        for page in span.first..span.end {
+            let bytes = match page {
+                p if p == span.first => span.head,
+                p if p + 1 == span.end => span.tail,
+                _ => PAGE,
+            };
+            let old = self.table.usage(page);
+            let new = take(old, bytes).unwrap_or_else(|named| self.leak(old, named));
+            self.table.set(page, new);
+            self.named_bytes = (self.named_bytes + covered(new)).saturating_sub(covered(old));
+            unused += u32::from(new == 0);
+        }
+        unused
+    }
+
+    /// What a page's entry becomes (never 0) when a count would fall below zero: in use for ever, with `named`
+    /// bytes. A page that is already free stays free: nobody can tell whether it was freed too early.
+    fn leak(&mut self, usage: u64, named: u64) -> u64 {
+        self.misused("a count below zero");
+        match usage {
+            // Inside a free run; a zero would look as if this call had freed it.
+            0 => Tag::FREE,
+            border if is_free(border) => border,
+            _ => STUCK_USAGE | named,
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn misused(&mut self, what: &str) {
+        self.misuses = self.misuses.wrapping_add(1);
+        debug_assert!(false, "arena: {what}");
+    }
+
+    /// Frees the `unused` pages of a span whose entries are 0.
+    #[inline]
+    fn free_unused(&mut self, span: Span, unused: u32, kind: Kind) {
+        if unused == 0 {
+            return;
+        }
+        if unused == span.pages() {
+            return self.insert_run(span.first, span.end, kind);
+        }
+        let mut start = span.first;
+        for page in span.first..span.end {
+            if self.table.usage(page) != 0 {
+                if start < page {
+                    self.insert_run(start, page, kind);
+                }
+                start = page + 1;
+            }
+        }
+        if start < span.end {
+            self.insert_run(start, span.end, kind);
+        }
+    }
+
+    /// Makes the pages `[start, end)`, whose entries are 0, a free run, or part of its neighbours'.
+    fn insert_run(&mut self, start: u32, end: u32, kind: Kind) {
+        match kind {
+            Kind::Dirty => self.dirty_pages += end - start,
+            Kind::Clean => self.held_pages = self.held_pages.saturating_sub(end - start),
+        }
+        let neighbour = |page| Tag::decode(page).filter(|tag| tag.kind == kind);
+        let (mut left_len, mut right_len) = (0, 0);
+        if let Some(left) = neighbour(self.table.usage(start - 1)) {
+            left_len = left.len.min(start - 1);
+            self.unlink(start - left_len, left.list());
+        }
+        if end < self.fresh
+            && let Some(right) = neighbour(self.table.usage(end))
+        {
+            right_len = right.len.min(self.fresh - end);
+            self.unlink(end, right.list());
+        }
+        let tag = Tag {
+            kind,
+            hot_end: left_len > right_len,
+            len: left_len + (end - start) + right_len,
+        };
+        self.link(start - left_len, tag, false);
+    }
+
+    /// Takes from the newest run whose length is the first of `sizes` that there is ([`LARGE`] for all above).
+    fn take_newest(
+        &mut self,
+        kind: Kind,
+        mut sizes: impl Iterator<Item = u32>,
+        want: u32,
+    ) -> Option<Run> {
+        sizes.find_map(|len| self.take(list_of(kind, len), want, false))
+    }
+
+    /// Takes at most `want` pages off the newest or oldest run of a list, and pins them.
+    fn take(&mut self, list: usize, want: u32, oldest: bool) -> Option<Run> {
+        let first = *if oldest {
+            self.oldest.get(list)
+        } else {
+            self.newest.get(list)
+        }?;
+        if first == 0 || want == 0 {
+            return None;
+        }
+        let tag = Tag::decode(self.table.usage(first))?;
+        self.unlink(first, list);
+        let pages = want.min(tag.len);
+        let rest = tag.len - pages;
+        // Reuse wants the run's hot side, purging its cold side.
+        let from_end = tag.hot_end != oldest;
+        let (page, rest_first) = if from_end {
+            (first + rest, first)
+        } else {
+            (first, first + pages)
+        };
+        if rest > 0 {
+            self.link(rest_first, Tag { len: rest, ..tag }, oldest);
+        }
+        match tag.kind {
+            Kind::Dirty => self.dirty_pages -= pages,
+            Kind::Clean => self.held_pages += pages,
+        }
+        Some(self.hand_out(page, pages))
+    }
+
+    fn take_virgin(&mut self, want: u32) -> Option<Run> {
+        let page = self.fresh;
+        let pages = want.min(self.table.pages() - page);
+        if pages == 0 {
+            return None;
+        }
+        self.fresh += pages;
+        self.held_pages += pages;
+        Some(self.hand_out(page, pages))
+    }
+
+    fn hand_out(&mut self, page: u32, pages: u32) -> Run {
+        let span = Span::pages_only(page, page + pages);
+        span.each(self.table.entries(span), |usage, _| *usage = ONE_PIN);
+        Run { page, pages }
+    }
+
+    /// Tags the run that starts at `first`, and puts it at the newest or oldest end of its list.
+    fn link(&mut self, first: u32, tag: Tag, oldest: bool) {
+        let list = tag.list();
+        let (Some(head), Some(tail)) = (self.newest.get_mut(list), self.oldest.get_mut(list))
+        else {
+            return;
+        };
+        let (newer, older) = if oldest { (*tail, 0) } else { (0, *head) };
+        if newer == 0 {
+            *head = first;
+        }
+        if older == 0 {
+            *tail = first;
+        }
+        // The other end first: both are the same entry in a run of one page.
+        self.table.set(first + tag.len - 1, tag.encode());
+        self.table.change(first, |meta| {
+            *meta = PageMeta {
+                usage: tag.encode(),
+                newer,
+                older,
+            }
+        });
+        self.join(newer, first);
+        self.join(first, older);
+    }
+
+    fn unlink(&mut self, first: u32, list: usize) {
+        let PageMeta { newer, older, .. } = self.table.entry(first);
+        if newer == 0
+            && let Some(head) = self.newest.get_mut(list)
+        {
+            *head = older;
+        }
+        if older == 0
+            && let Some(tail) = self.oldest.get_mut(list)
+        {
+            *tail = newer;
+        }
+        self.join(newer, older);
+    }
+
+    /// Makes two runs neighbours in a list; 0 stands for its end.
+    fn join(&mut self, newer: u32, older: u32) {
+        if newer != 0 {
+            self.table.change(newer, |meta| meta.older = older);
+        }
+        if older != 0 {
+            self.table.change(older, |meta| meta.newer = newer);
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Arming, disarming and materialising pages: every page-table call of the tracker.
+//!
+//! Order matters (DESIGN.md, section 4, rule 1). To elide: mark armed, then discard: a racing reader that faults
+//! waits for the lock. To materialise: fill, which makes all bytes of a page appear at once, then mark resident:
+//! until then readers of the page state wait for the lock too.
+
+use crate::addr::{PAGE, Span, page_down, page_up};
+use crate::extent_map::Extent;
+use crate::page_state::Bit;
+use crate::state::{Arming, BOUNCE, KNOWN_BLOCK, State, Tracker};
+use crate::stats::Counter;
+use crate::sys::{Errno, Kernel, Register};
+use core::sync::atomic::Ordering;
+
+/// Chunk that is registered at once in `sigbus` mode, bytes: neighbours merge into few mappings, and at most
+/// this much is populated early.
+const CHUNK: u64 = 2 << 20;
+/// How often a fill is tried again when the kernel says EAGAIN.
+const FILL_TRIES: u32 = 64;
+
+impl<K: Kernel> Tracker<K> {
+    /// True if every byte of the span lies in memory whose life cycle the hooks see.
+    pub(crate) fn is_known(&self, st: &State, s: Span) -> bool {
+        let mut at = s.start;
+        while at < s.end {
+            match st.known.find(at) {
+                Some(e) => at = e.start + e.len,
+                None => return false,
+            }
+        }
+        true
+    }
+
+    /// The descriptor is new: nothing is registered with it.
+    pub(crate) fn clear_registered(st: &mut State) {
+        let _ = st.registered.erase(0, crate::addr::USER_END, |_| ());
+    }
+
+    fn how(&self) -> Register {
+        if self.arming() == Arming::Missing { Register::Missing } else { Register::WriteProtect }
+    }
+
+    fn register_span(&self, st: &mut State, s: Span) -> Result<(), Errno> {
+        if !st.registered.has_room(4) {
+            return Err(Errno::NOMEM);
+        }
+        self.count(None, Counter::PageTableCalls, 1);
+        self.kernel.register(s, self.how())?;
+        let e = Extent { start: s.start, len: s.len(), core: s.start, site: 0 };
+        let _ = st.registered.replace(e, |_| ());
+        Ok(())
+    }
+
+    fn is_registered(&self, st: &State, s: Span) -> bool {
+        let mut at = s.start;
+        while at < s.end {
+            match st.registered.find(at) {
+                Some(e) => at = e.start + e.len,
+                None => return false,
+            }
+        }
+        true
+    }
+
+    /// Registers the whole known mapping around `s` (`guard`), or the chunks around it (`sigbus`).
+    pub(crate) fn ensure_registered(&self, st: &mut State, s: Span) -> Result<(), Errno> {
+        if !self.kernel.descriptor_is_ours() {
+            self.kernel.reset_descriptor();
+            Self::clear_registered(st);
+        }
+        if self.is_registered(st, s) {
+            return Ok(());
+        }
+        let mut at = s.start;
+        while at < s.end {
+            let Some(k) = st.known.find(at) else { return Err(Errno::INVAL) };
+            let known = Span::between(k.start, k.start + k.len);
+            let part = s.intersect(known);
+            if self.arming() == Arming::Missing {
+                self.register_chunks(st, known, part, k.site == KNOWN_BLOCK)?;
+            } else if !self.is_registered(st, part) {
+                let whole = known.outer_pages();
+                if self.register_span(st, whole).is_err() {
+                    self.register_span(st, part.outer_pages())?;
+                }
+            }
+            at = known.end;
+        }
+        Ok(())
+    }
+
+    /// `sigbus`: a page of a registered range is elided, vacant or populated, always. So what is not there yet
+    /// is populated before its range is registered.
+    fn register_chunks(&self, st: &mut State, known: Span, part: Span, block: bool) -> Result<(), Errno> {
+        let wide = Span::between(part.start & !(CHUNK - 1), (part.end + CHUNK - 1) & !(CHUNK - 1));
+        let target = if block { part.outer_pages() } else { wide.intersect(known).inner_pages() };
+        let mut at = target.start;
+        while at < target.end {
+            let (gap_end, next) = match st.registered.next_from(at) {
+                Some(e) if e.start < target.end => (if e.start > at { e.start } else { at }, e.start + e.len),
+                _ => (target.end, target.end),
+            };
+            let gap = Span::between(at, gap_end);
+            if !gap.is_empty() {
+                self.count(None, Counter::PageTableCalls, 1);
+                self.kernel.populate(gap)?;
+                self.register_span(st, gap)?;
+            }
+            at = next;
+        }
+        Ok(())
+    }
+
+    /// After fork in `sigbus` mode: registrations are gone, and missing pages would read as zeros.
+    pub(crate) fn register_all_again(&self, st: &mut State) {
+        let mut at = 0;
+        while let Some(e) = st.registered.next_from(at) {
+            self.count(None, Counter::PageTableCalls, 1);
+            let s = Span::between(e.start, e.start + e.len);
+            let _ = self.kernel.register(s, Register::Missing);
+            at = s.end;
+        }
+    }
+
+    /// Arms resident pages (whole pages, known memory) as vacant; the caller names them right after. On an
+    /// error they are as before.
+    pub(crate) fn arm(&self, st: &mut State, pages: Span) -> Result<(), Errno> {
+        if pages.is_empty() {
+            return Ok(());
+        }
+        if !self.is_known(st, pages) {
+            return Err(Errno::INVAL);
+        }
+        self.ensure_registered(st, pages)?;
+        self.pages.reserve(pages)?;
+        self.pages.set(Bit::Vacant, pages, true);
+        self.pages.set(Bit::Armed, pages, true);
+        self.pages.set(Bit::Hot, pages, false);
+        self.count(None, Counter::PageTableCalls, 1);
+        self.count(None, Counter::PagesRearmed, pages.len() / PAGE);
+        let r = match self.arming() {
+            Arming::Guard => self.kernel.guard_install(pages),
+            Arming::Missing => self.kernel.discard(pages),
+            Arming::Off => Err(Errno::INVAL),
+        };
+        if r.is_err() {
+            // A guard install that fails part-way leaves markers: take them off again.
+            if self.arming() == Arming::Guard {
+                let _ = self.kernel.guard_remove(pages);
+            }
+            self.pages.set(Bit::Armed, pages, false);
+            self.pages.set(Bit::Vacant, pages, false);
+        }
+        r
+    }
+
+    /// Makes armed pages resident and empty (zeros): their names are dropped.
+    pub(crate) fn disarm(&self, st: &mut State, pages: Span) -> Result<(), Errno> {
+        if pages.is_empty() {
+            return Ok(());
+        }
+        if !self.unname(st, pages) {
+            return Err(Errno::NOMEM);
+        }
+        self.pages.set(Bit::Vacant, pages, true);
+        match self.arming() {
+            Arming::Missing => self.zero_fill(st, pages)?,
+            _ => {
+                self.count(None, Counter::PageTableCalls, 1);
+                self.kernel.guard_remove(pages)?;
+            }
+        }
+        self.set_resident(pages);
+        Ok(())
+    }
+
+    fn set_resident(&self, pages: Span) {
+        self.generation.fetch_add(1, Ordering::Release);
+        self.pages.set(Bit::Armed, pages, false);
+        self.pages.set(Bit::Vacant, pages, false);
+    }
+
+    fn zero_fill(&self, st: &mut State, pages: Span) -> Result<(), Errno> {
+        let mut at = pages.start;
+        let mut tries = 0;
+        while at < pages.end {
+            self.count(None, Counter::PageTableCalls, 1);
+            match self.kernel.fill_zero(Span::between(at, pages.end)) {
+                Ok(n) => at += n,
+                Err(Errno::EXIST) => at += PAGE,
+                Err(e) => {
+                    self.recover(st, Span::between(at, at + PAGE), e, &mut tries)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// After a failed fill: makes another try possible, or gives the error.
+    fn recover(&self, st: &mut State, page: Span, e: Errno, tries: &mut u32) -> Result<(), Errno> {
+        *tries += 1;
+        if *tries > FILL_TRIES {
+            return Err(e);
+        }
+        match e {
+            Errno::AGAIN => Ok(()),
+            // The descriptor, or the registration, is gone: the program closed it, or this is a child.
+            Errno::BADF | Errno::NOENT | Errno::INVAL if *tries <= 2 => {
+                if e == Errno::NOENT {
+                    let _ = st.registered.erase(page.start, page.end, |_| ());
+                } else {
+                    self.kernel.reset_descriptor();
+                    if self.arming() == Arming::Missing {
+                        self.register_all_again(st);
+                        return Ok(());
+                    }
+                    Self::clear_registered(st);
+                }
+                match self.ensure_registered(st, page) {
+                    Ok(()) => Ok(()),
+                    Err(_) => self.register_span(st, page),
+                }
+            }
+            _ => Err(e),
+        }
+    }
+
+    /// Gives the armed pages among `pages` their bytes. On an error some pages are still armed.
+    pub(crate) fn materialise(&self, st: &mut State, pages: Span) -> Result<(), Errno> {
+        let (mut p, end) = (pages.start >> 12, pages.end >> 12);
+        loop {
+            let a = self.pages.find(Bit::Armed, true, p, end);
+            if a >= end {
+                return Ok(());
+            }
+            let b = self.pages.find(Bit::Armed, false, a, end);
+            let mut at = a << 12;
+            while at < b << 12 {
+                at = self.materialise_some(st, Span::between(at, b << 12))?;
+            }
+            p = b;
+        }
+    }
+
+    /// Materialises the first page of an armed run, and as many more as one call can; returns where it stopped.
+    fn materialise_some(&self, st: &mut State, run: Span) -> Result<u64, Errno> {
+        if self.pages.get(Bit::Vacant, run.start) {
+            let end = self.pages.find(Bit::Vacant, false, run.start >> 12, run.end >> 12) << 12;
+            self.disarm(st, Span::between(run.start, end))?;
+            return Ok(end);
+        }
+        let (src, len) = match st.map.find(run.start) {
+            Some(e) if e.start + e.len >= run.start + PAGE => {
+                let end = page_down(e.start + e.len);
+                let end = if end < run.end { end } else { run.end };
+                (self.core_ptr(e.core + (run.start - e.start)) as *const u8, end - run.start)
+            }
+            _ => (self.assemble(st, run.start), PAGE),
+        };
+        let dst = Span::between(run.start, run.start + len);
+        let done = self.fill(st, dst, src)?;
+        let filled = Span::between(dst.start, dst.start + done);
+        if !self.unname(st, filled) {
+            // No node to split an extent: its rest keeps its names, and so must this part. Cannot happen for
+            // whole extents; a reserve of nodes is kept for it by `name`.
+            return Err(Errno::NOMEM);
+        }
+        self.set_resident(filled);
+        self.count(None, Counter::BytesMaterialised, done);
+        Ok(filled.end)
+    }
+
+    fn assemble(&self, st: &mut State, page: u64) -> *const u8 {
+        let bounce = st.bounce;
+        st.map.for_each_in(page, page + PAGE, |x| {
+            let at = bounce.wrapping_add((x.start - page) as usize);
+            // SAFETY: the extent lies in the page, `bounce` is BOUNCE (one page) long; cores are ours.
+            unsafe { crate::raw::copy_forward(at, self.core_ptr(x.core), x.len) };
+        });
+        const { assert!(BOUNCE == PAGE) };
+        bounce
+    }
+
+    fn fill(&self, st: &mut State, dst: Span, src: *const u8) -> Result<u64, Errno> {
+        let mut tries = 0;
+        let page = Span::between(dst.start, dst.start + PAGE);
+        loop {
+            self.count(None, Counter::PageTableCalls, 1);
+            match self.kernel.fill(dst, src) {
+                Ok(n) => return Ok(n),
+                // A page is there although it should not be: memory changed hands unseen. What is there is
+                // the program's truth.
+                Err(Errno::EXIST) => return Ok(PAGE),
+                Err(e) => self.recover(st, page, e, &mut tries)?,
+            }
+        }
+    }
+
+    /// A range is about to be, or was, unmapped or mapped over: nothing of it is ours any more. Makes no
+    /// page-table call.
+    pub(crate) fn forget(&self, st: &mut State, pages: Span) {
+        if !self.unname(st, pages) {
+            return;
+        }
+        self.generation.fetch_add(1, Ordering::Release);
+        self.pages.set(Bit::Armed, pages, false);
+        self.pages.set(Bit::Vacant, pages, false);
+        self.pages.set(Bit::Hot, pages, false);
+        let _ = st.known.erase(pages.start, pages.end, |_| ());
+        let _ = st.registered.erase(pages.start, pages.end, |_| ());
+    }
+
+    /// Whole pages, from the first that the range touches to the last.
+    pub(crate) fn pages_of(s: Span) -> Span {
+        Span::between(page_down(s.start), page_up(s.end))
+    }
+}

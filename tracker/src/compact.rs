@@ -1,0 +1,117 @@
+//! Keeping held core bytes near named core bytes, in bounded steps.
+//!
+//! Freed pages are cached for reuse, hot first, and given back to the kernel beyond a bound. Pages that stay
+//! because a few of their bytes are named are emptied by copying those bytes out: the extent at hand gets a new
+//! home in densely packed pages.
+
+use crate::addr::PAGE;
+use crate::extent_map::Extent;
+use crate::state::{State, Tracker};
+use crate::stats::Counter;
+use crate::sys::Kernel;
+use crate::thread::{Claim, Scratch, Thread};
+
+/// Extents looked at in one step.
+const STEP_EXTENTS: usize = 64;
+/// Bytes moved in one step.
+const STEP_BYTES: u64 = 128 << 10;
+/// Pages given back in one call.
+const PURGE_PAGES: u32 = 1024;
+/// Unnamed bytes that a thread may hold (its window, and freed pages).
+const SLACK_PER_THREAD: u64 = 1 << 20;
+
+impl<K: Kernel> Tracker<K> {
+    /// Gives freed core pages beyond the bound back to the kernel. Called at the end of operations that free.
+    pub(crate) fn maintain(&self, t: &Thread) {
+        loop {
+            let run = self.locked(Some(t), |st| {
+                let slack = st.arena.named_bytes() / 8 + st.threads.max(1) * SLACK_PER_THREAD / 2;
+                if st.arena.dirty_free_bytes() <= slack { None } else { st.arena.take_purge(PURGE_PAGES) }
+            });
+            let Some(Some(run)) = run else { return };
+            // The run is pinned: nobody gets it while it is discarded, and no lock is held.
+            self.count(Some(t), Counter::PageTableCalls, 1);
+            let ok = self.kernel.discard(self.run_span(run)).is_ok();
+            self.locked(Some(t), |st| st.arena.purged(run, ok));
+            if !ok {
+                return;
+            }
+        }
+    }
+
+    /// True if pages are held for too few named bytes.
+    pub fn wants_compaction(&self) -> bool {
+        let Some(p) = self.stats() else { return false };
+        let load = |a: &core::sync::atomic::AtomicU64| a.load(core::sync::atomic::Ordering::Relaxed);
+        let (held, named) = (load(&p.core_bytes_held), load(&p.core_bytes_named));
+        held > named + named / 8 + load(&p.threads).max(1) * SLACK_PER_THREAD
+    }
+
+    /// One bounded step of compaction.
+    ///
+    /// # Context
+    /// Hook, with the scratch space claimed. Moves core bytes only.
+    pub fn compact(&self, t: &Thread, c: &mut Claim<'_>) {
+        let x = c.scratch();
+        self.locked(Some(t), |st| {
+            let mut moved = 0;
+            for _ in 0..STEP_EXTENTS {
+                let Some(e) = st.map.next_from(st.cursor) else {
+                    st.cursor = 0;
+                    break;
+                };
+                st.cursor = e.start + e.len;
+                if self.is_sparse(st, e) {
+                    moved += self.move_out(t, st, x, e);
+                }
+                if moved >= STEP_BYTES {
+                    break;
+                }
+            }
+            self.publish(st);
+        });
+        self.maintain(t);
+    }
+
+    /// True if an eighth or more of the bytes that an extent's border pages hold serve nobody.
+    fn is_sparse(&self, st: &State, e: Extent) -> bool {
+        if e.core < PAGE || e.len > STEP_BYTES {
+            return false;
+        }
+        let unused = |page: u64| {
+            let p = page as u32;
+            let named = u64::from(st.arena.page_named(p)).min(PAGE);
+            if st.arena.page_pins(p) > 0 { 0 } else { PAGE - named }
+        };
+        let (first, last) = (e.core / PAGE, (e.core + e.len - 1) / PAGE);
+        let waste = unused(first) + if last > first { unused(last) } else { 0 };
+        waste * 8 > e.len
+    }
+
+    /// Copies an extent's bytes to the compaction window and renames it; returns the bytes moved.
+    fn move_out(&self, t: &Thread, st: &mut State, x: &mut Scratch, e: Extent) -> u64 {
+        let mut at = 0;
+        while at < e.len {
+            if x.bytes.0 == x.bytes.1 {
+                let Some(r) = st.arena.alloc(32) else { break };
+                x.bytes = (r.core(), r.core() + r.bytes());
+            }
+            let core = x.bytes.0;
+            let n = (e.len - at).min(x.bytes.1 - core);
+            // SAFETY: both are core ranges of ours: the source is named, the target reserved by the window.
+            unsafe { crate::raw::copy_forward(self.core_ptr(core), self.core_ptr(e.core + at), n) };
+            let fresh = Extent { start: e.start + at, len: n, core, site: e.site };
+            if !self.name(st, fresh) {
+                break;
+            }
+            x.bytes.0 += n;
+            let (a, b) = (core & !(PAGE - 1), x.bytes.0 & !(PAGE - 1));
+            if b > a {
+                st.arena.unpin(a, b - a);
+            }
+            at += n;
+        }
+        self.count(Some(t), Counter::CopiedCompaction, at);
+        at
+    }
+}

@@ -1,0 +1,457 @@
+//! Copies from named bytes: a rename in the map, whatever the shift or overlap.
+//!
+//! Three steps. Under the lock: find the pieces that make up the source, and pin their cores: that is the
+//! source's value from now on, whoever writes where. Without it: copy resident source bytes that must get a name
+//! into fresh core bytes, and move what goes to resident destination pages. Under it again: replace the names of
+//! the destination. Overlapping moves need nothing else: cores are immutable, and resident bytes are either
+//! captured before anything is written, or moved in the order that memmove would use.
+
+use crate::addr::{PAGE, Span, page_down};
+use crate::page_state::Bit;
+use crate::policy::Plan;
+use crate::state::{Arming, State, Tracker, ZERO_CORE};
+use crate::stats::Counter;
+use crate::sys::Kernel;
+use crate::thread::{Claim, Fate, Late, List, MAX_PIECES, Piece, Place, Scratch, Segment, Thread};
+use core::ops::ControlFlow;
+
+/// Copies from named bytes shorter than this are made, not recorded, bytes. Half the receive threshold: the
+/// data is in cores already, and Redis's 16 KiB reply buffer gets 16,375 bytes.
+pub const RENAME_MIN: u64 = 8 << 10;
+/// A rename that would name less than one part in this many of the copied bytes is not worth it.
+const NAMED_PART: u64 = 4;
+
+/// What became of a copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Copied {
+    /// All done; this many bytes were only renamed.
+    Done {
+        /// Bytes that were not moved.
+        elided: u64,
+    },
+    /// Nothing done, for this reason: the caller copies as the program asked (touches resolve themselves).
+    Real(Counter),
+}
+
+impl<K: Kernel> Tracker<K> {
+    /// memmove(dst, src, len) where a page of `src` is armed.
+    ///
+    /// # Context
+    /// Hook, with the thread's scratch space claimed. Touches program memory (not under the lock).
+    pub fn copy(&self, t: &Thread, c: &mut Claim<'_>, dst: Span, src: Span, site: u16) -> Copied {
+        if self.arming() == Arming::Off || dst.len() > crate::receive::RECEIVE_MAX {
+            return Copied::Real(Counter::PassKernel);
+        }
+        let x = c.scratch();
+        let planned = self.locked(Some(t), |st| {
+            if !self.collect(st, &mut x.pieces, src) {
+                return Err(Counter::PassPieces);
+            }
+            let s = Self::site(st, site);
+            let elide = s.ask(src.len(), RENAME_MIN) == Plan::Elide;
+            let rearm = elide && Self::site(st, site).rearm();
+            let to_name = self.cut_copy(st, x, dst, elide, rearm);
+            let rename = to_name * NAMED_PART >= dst.len();
+            if !(rename && self.capture_room(st, x, dst)) {
+                // Gather: the bytes move, straight from the cores; the source stays elided.
+                x.segments.clear();
+                self.clear_way(st, dst);
+                x.segments.push(Segment { start: dst.start, end: dst.end, fate: Fate::Direct });
+            }
+            Ok(())
+        });
+        match planned {
+            Some(Ok(())) => {}
+            Some(Err(why)) => return Copied::Real(why),
+            None => return Copied::Real(Counter::PassKernel),
+        }
+        self.capture(x);
+        self.move_direct(x, dst, src);
+        let elided = self.rename(t, x, dst, site);
+        self.maintain(t);
+        Copied::Done { elided }
+    }
+
+    /// Finds the pieces of `s` and pins their cores. False when there are too many; nothing is pinned then.
+    pub(crate) fn collect(&self, st: &mut State, out: &mut List<Piece, MAX_PIECES>, s: Span) -> bool {
+        out.clear();
+        let fits = self.append_pieces(st, out, s);
+        let fits = fits && out.len() < MAX_PIECES / 2;
+        if !fits {
+            out.clear();
+            return false;
+        }
+        self.pin_pieces(st, out);
+        true
+    }
+
+    /// Appends the pieces of `s`, unpinned.
+    pub(crate) fn append_pieces(&self, st: &State, out: &mut List<Piece, MAX_PIECES>, s: Span) -> bool {
+        let mut at = s.start;
+        let last = crate::addr::page_up(s.end) >> 12;
+        while at < s.end {
+            let armed = self.pages.get(Bit::Armed, at);
+            let stop = (self.pages.find(Bit::Armed, !armed, at >> 12, last) << 12).min(s.end);
+            let fits = if armed {
+                self.append_armed(st, out, Span::between(at, stop))
+            } else {
+                out.push(Piece { at, len: stop - at, place: Place::Resident })
+            };
+            if !fits {
+                return false;
+            }
+            at = stop;
+        }
+        true
+    }
+
+    fn append_armed(&self, st: &State, out: &mut List<Piece, MAX_PIECES>, s: Span) -> bool {
+        let mut at = s.start;
+        let mut fits = true;
+        let zero = |out: &mut List<Piece, MAX_PIECES>, from: u64, to: u64| {
+            to == from || out.push(Piece { at: ZERO_CORE, len: to - from, place: Place::Zero })
+        };
+        let _ = st.map.try_for_each_in(s.start, s.end, |e| {
+            fits = zero(out, at, e.start);
+            at = e.start + e.len;
+            let named_zero = e.core < PAGE;
+            let piece = Piece { at: e.core, len: e.len, place: if named_zero { Place::Zero } else { Place::Core } };
+            fits = fits && out.push(piece);
+            if fits { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        fits && zero(out, at, s.end)
+    }
+
+    /// Pins every core piece; a piece whose pin count is full stays unpinned only in theory (2^32 pins).
+    pub(crate) fn pin_pieces(&self, st: &mut State, pieces: &List<Piece, MAX_PIECES>) {
+        for p in pieces.as_slice() {
+            if p.place == Place::Core {
+                let _ = st.arena.pin(p.at, p.len);
+            }
+        }
+    }
+
+    pub(crate) fn unpin_pieces(&self, st: &mut State, pieces: &List<Piece, MAX_PIECES>) {
+        for p in pieces.as_slice() {
+            if p.place == Place::Core {
+                st.arena.unpin(p.at, p.len);
+            }
+        }
+    }
+
+    /// Cuts the destination into segments; returns how many bytes would get names.
+    fn cut_copy(&self, st: &State, x: &mut Scratch, dst: Span, elide: bool, rearm: bool) -> u64 {
+        x.segments.clear();
+        if !elide {
+            return 0;
+        }
+        let may_arm = self.is_known(st, dst.inner_pages());
+        let (mut at, mut named) = (dst.start, 0);
+        while at < dst.end {
+            let (fate, stop) = self.fate(at, dst, may_arm, rearm);
+            let stop = stop.min(dst.end);
+            if fate != Fate::Direct {
+                named += stop - at;
+            }
+            let grown = match x.segments.as_mut_slice().last_mut() {
+                Some(l) if l.fate == fate => {
+                    l.end = stop;
+                    true
+                }
+                _ => false,
+            };
+            if !grown && !x.segments.push(Segment { start: at, end: stop, fate }) {
+                return 0;
+            }
+            at = stop;
+        }
+        named
+    }
+
+    /// The destination is about to be overwritten with ordinary stores: whole armed pages become resident and
+    /// empty in one step each run, partial ones get their bytes.
+    pub(crate) fn clear_way(&self, st: &mut State, dst: Span) {
+        let inner = dst.inner_pages();
+        let outer = Self::pages_of(dst);
+        for edge in [outer.start, outer.end.wrapping_sub(PAGE)] {
+            let page = Span::between(edge, edge.wrapping_add(PAGE));
+            if !inner.contains(page) && outer.contains(page) {
+                let _ = self.materialise(st, page);
+            }
+        }
+        let (mut p, end) = (inner.start >> 12, inner.end >> 12);
+        while p < end {
+            let a = self.pages.find(Bit::Armed, true, p, end);
+            if a >= end {
+                break;
+            }
+            let b = self.pages.find(Bit::Armed, false, a, end);
+            let run = Span::between(a << 12, b << 12);
+            if self.disarm(st, run).is_err() {
+                let _ = self.materialise(st, run);
+            }
+            p = b;
+        }
+    }
+
+    /// Splits the source pieces so that each resident byte that goes to a named segment is a piece of its own,
+    /// with core bytes reserved for it. The result is in `x.split`; captured pieces are noted in `x.late`
+    /// (`dst` is the program address to copy *from*). False when it does not fit or does not pay.
+    fn capture_room(&self, st: &mut State, x: &mut Scratch, dst: Span) -> bool {
+        x.split.clear();
+        x.late.clear();
+        let mut offset = dst.start;
+        let mut captured = 0;
+        let mut seg = 0usize;
+        for i in 0..x.pieces.len() {
+            let Some(&p) = x.pieces.as_slice().get(i) else { break };
+            let end = offset + p.len;
+            if p.place != Place::Resident {
+                if !x.split.push(p) {
+                    return self.undo_capture(st, x);
+                }
+                offset = end;
+                continue;
+            }
+            let mut at = offset;
+            while at < end {
+                while x.segments.as_slice().get(seg).is_some_and(|g| g.end <= at) {
+                    seg += 1;
+                }
+                let Some(&g) = x.segments.as_slice().get(seg) else { break };
+                let stop = g.end.min(end);
+                let source = p.at + (at - offset);
+                let fits = if g.fate == Fate::Direct {
+                    x.split.push(Piece { at: source, len: stop - at, place: Place::Resident })
+                } else {
+                    captured += stop - at;
+                    captured * NAMED_PART * 2 <= dst.len().max(64 << 10) && self.reserve_bytes(st, x, source, stop - at)
+                };
+                if !fits {
+                    return self.undo_capture(st, x);
+                }
+                at = stop;
+            }
+            offset = end;
+        }
+        true
+    }
+
+    fn undo_capture(&self, st: &mut State, x: &mut Scratch) -> bool {
+        for l in x.late.as_slice() {
+            st.arena.unpin(l.core, l.len);
+        }
+        x.late.clear();
+        x.split.clear();
+        false
+    }
+
+    /// Reserves pinned core bytes for resident source bytes, from the thread's byte window.
+    fn reserve_bytes(&self, st: &mut State, x: &mut Scratch, source: u64, len: u64) -> bool {
+        let (mut from, mut left) = (source, len);
+        while left > 0 {
+            if x.bytes.0 == x.bytes.1 {
+                let want = left.div_ceil(PAGE).clamp(1, 16) as u32;
+                let Some(r) = st.arena.alloc(want) else { return false };
+                x.bytes = (r.core(), r.core() + r.bytes());
+            }
+            let n = left.min(x.bytes.1 - x.bytes.0);
+            let core = x.bytes.0;
+            if !st.arena.pin(core, n) {
+                return false;
+            }
+            if !(x.late.push(Late { dst: from, core, len: n })
+                && x.split.push(Piece { at: core, len: n, place: Place::Core }))
+            {
+                st.arena.unpin(core, n);
+                return false;
+            }
+            x.bytes.0 += n;
+            // The window holds each of its pages once; pages that are used up are let go.
+            let (a, b) = (page_down(core), page_down(x.bytes.0));
+            if b > a {
+                st.arena.unpin(a, b - a);
+            }
+            from += n;
+            left -= n;
+        }
+        true
+    }
+
+    /// Copies the resident source bytes that get names into their core bytes.
+    fn capture(&self, x: &mut Scratch) {
+        for l in x.late.as_slice() {
+            // SAFETY: `dst` is the program's source range here, the core bytes were reserved for this.
+            unsafe { self.kernel.prog_to_core(self.core_ptr(l.core), l.dst, l.len) };
+        }
+    }
+
+    /// Moves the bytes that go to resident destination pages.
+    fn move_direct(&self, x: &mut Scratch, dst: Span, src: Span) {
+        let pieces = if x.split.is_empty() { x.pieces.as_slice() } else { x.split.as_slice() };
+        let up = dst.start > src.start && dst.start < src.end;
+        let n = x.segments.len();
+        for k in 0..n {
+            let i = if up { n - 1 - k } else { k };
+            let Some(g) = x.segments.as_slice().get(i) else { continue };
+            if g.fate == Fate::Direct {
+                self.move_pieces(pieces, dst.start, Span::between(g.start, g.end), up);
+            }
+        }
+    }
+
+    /// Writes the part of the pieces that falls on `to`, in the order that overlap demands.
+    pub(crate) fn move_pieces(&self, pieces: &[Piece], dst: u64, to: Span, backwards: bool) {
+        let total: u64 = pieces.iter().map(|p| p.len).sum();
+        let mut offset = if backwards { dst + total } else { dst };
+        for k in 0..pieces.len() {
+            let i = if backwards { pieces.len() - 1 - k } else { k };
+            let Some(p) = pieces.get(i) else { continue };
+            if backwards {
+                offset -= p.len;
+            }
+            let part = Span::between(offset, offset + p.len).intersect(to);
+            if !part.is_empty() {
+                let from = p.at + (part.start - offset);
+                self.move_piece(part, p.place, from);
+            }
+            if !backwards {
+                offset += p.len;
+            }
+        }
+    }
+
+    fn move_piece(&self, to: Span, place: Place, from: u64) {
+        match place {
+            // SAFETY: both ranges are the program's arguments.
+            Place::Resident => unsafe { self.kernel.prog_to_prog(to.start, from, to.len()) },
+            // SAFETY: destination is the program's argument, the core bytes are pinned.
+            Place::Core => unsafe { self.kernel.core_to_prog(to.start, self.core_ptr(from), to.len()) },
+            Place::Zero => {
+                let mut at = to.start;
+                while at < to.end {
+                    let n = PAGE.min(to.end - at);
+                    // SAFETY: as for a core; the page of zeros is never written.
+                    unsafe { self.kernel.core_to_prog(at, self.core_ptr(ZERO_CORE), n) };
+                    at += n;
+                }
+            }
+        }
+    }
+
+    /// Replaces the names of the destination's segments, unpins the pieces; returns bytes that got names.
+    fn rename(&self, t: &Thread, x: &mut Scratch, dst: Span, site: u16) -> u64 {
+        x.late.clear();
+        let mut named = 0;
+        self.locked(Some(t), |st| {
+            for i in 0..x.segments.len() {
+                let Some(&g) = x.segments.as_slice().get(i) else { break };
+                if g.fate == Fate::Direct {
+                    continue;
+                }
+                let s = Span::between(g.start, g.end);
+                if g.fate == Fate::ToArm && self.arm(st, s).is_err() {
+                    self.count(None, Counter::PassKernel, 1);
+                }
+                named += self.rename_segment(st, x, dst, s, site);
+            }
+            if named > 0 {
+                Self::site(st, site).elided(named);
+            }
+            if x.late.is_empty() {
+                self.finish_copy(st, x);
+            }
+        });
+        if !x.late.is_empty() {
+            self.copy_late(t, x);
+            self.locked(Some(t), |st| self.finish_copy(st, x));
+        }
+        self.count(Some(t), Counter::Renames, u64::from(named > 0));
+        named
+    }
+
+    fn finish_copy(&self, st: &mut State, x: &mut Scratch) {
+        // Captured pieces replaced resident ones in `split`; the others are the same in both lists.
+        let pinned = if x.split.is_empty() { &x.pieces } else { &x.split };
+        self.unpin_pieces(st, pinned);
+        x.pieces.clear();
+        x.split.clear();
+        self.publish(st);
+    }
+
+    fn rename_segment(&self, st: &mut State, x: &mut Scratch, dst: Span, s: Span, site: u16) -> u64 {
+        let mut named = 0;
+        let mut offset = dst.start;
+        for i in 0..x.split.len() {
+            let Some(&p) = x.split.as_slice().get(i) else { break };
+            let part = Span::between(offset, offset + p.len).intersect(s);
+            let skip = part.start.wrapping_sub(offset);
+            offset += p.len;
+            if part.is_empty() {
+                continue;
+            }
+            let mut at = part.start;
+            while at < part.end {
+                let armed = self.pages.get(Bit::Armed, at);
+                let last = crate::addr::page_up(part.end) >> 12;
+                let stop = (self.pages.find(Bit::Armed, !armed, at >> 12, last) << 12).min(part.end);
+                let run = Span::between(at, stop);
+                let from = p.at + skip + (at - part.start);
+                named += self.rename_run(st, x, run, p.place, from, armed, site);
+                at = stop;
+            }
+        }
+        named
+    }
+
+    #[allow(clippy::too_many_arguments)] // One run of one piece: all of it is needed, none of it is a type.
+    fn rename_run(&self, st: &mut State, x: &mut Scratch, run: Span, place: Place, from: u64, armed: bool, site: u16) -> u64 {
+        let ok = armed
+            && match place {
+                Place::Core => self.name_armed(st, run, from, site),
+                Place::Zero => self.name_zeros(st, run, site),
+                Place::Resident => false,
+            };
+        if ok {
+            return run.len();
+        }
+        if armed {
+            let _ = self.materialise(st, Self::pages_of(run));
+        }
+        match place {
+            Place::Core => self.note_late(x, Late { dst: run.start, core: from, len: run.len() }),
+            _ => {
+                let mut at = run.start;
+                while at < run.end {
+                    let n = PAGE.min(run.end - at);
+                    self.note_late(x, Late { dst: at, core: ZERO_CORE, len: n });
+                    at += n;
+                }
+            }
+        }
+        0
+    }
+
+    /// Names zeros: whole pages become vacant, the rest names the page of zeros.
+    fn name_zeros(&self, st: &mut State, run: Span, site: u16) -> bool {
+        let inner = run.inner_pages();
+        let mut at = run.start;
+        while at < run.end {
+            if inner.start == at && !inner.is_empty() {
+                if !self.unname(st, inner) {
+                    return false;
+                }
+                self.pages.set(Bit::Vacant, inner, true);
+                at = inner.end;
+                continue;
+            }
+            let stop = (page_down(at) + PAGE).min(run.end);
+            let core = ZERO_CORE + (at & (PAGE - 1));
+            if !self.name_armed(st, Span::between(at, stop), core, site) {
+                return false;
+            }
+            at = stop;
+        }
+        true
+    }
+}

@@ -1,0 +1,225 @@
+//! The life cycle of program memory: blocks come and go, mappings change.
+
+use crate::addr::{PAGE, Span, page_down, page_up};
+use crate::extent_map::Extent;
+use crate::page_state::Bit;
+use crate::state::{Arming, KNOWN_BLOCK, KNOWN_MAPPING, State, Tracker};
+use crate::sys::{Errno, Kernel};
+use crate::thread::Thread;
+use core::sync::atomic::Ordering;
+
+impl<K: Kernel> Tracker<K> {
+    fn know(&self, st: &mut State, s: Span, kind: u16) {
+        if !s.is_empty() && st.known.has_room(4) {
+            let e = Extent { start: s.start, len: s.len(), core: s.start, site: kind };
+            let _ = st.known.replace(e, |_| ());
+        }
+    }
+
+    /// A private, anonymous, writable mapping came to be (outside of [`Self::with_mapping_change`]).
+    pub fn mapping_added(&self, t: Option<&Thread>, s: Span) {
+        self.locked(t, |st| self.know(st, s.inner_pages(), KNOWN_MAPPING));
+    }
+
+    /// Runs `change`, a real call that unmaps or maps over `s`, under the lock, so that nobody gets the
+    /// addresses while the books still show the old content. `change` must not block on other threads, nor
+    /// touch elided memory, and says whether it took effect; then everything about `s` is forgotten, and `s`
+    /// becomes known if `eligible`.
+    pub fn with_mapping_change<R>(
+        &self,
+        t: Option<&Thread>,
+        s: Span,
+        eligible: bool,
+        mut change: impl FnMut() -> (R, bool),
+    ) -> R {
+        let ran = self.locked(t, |st| {
+            let (r, took) = change();
+            if took {
+                self.forget(st, Self::pages_of(s));
+                if eligible {
+                    self.know(st, s.inner_pages(), KNOWN_MAPPING);
+                }
+                self.publish(st);
+            }
+            r
+        });
+        match ran {
+            Some(r) => r,
+            // Before `init`: nothing is recorded, the change runs alone.
+            None => change().0,
+        }
+    }
+
+    /// True if anything is recorded about a page of `s`: page state, known memory, names.
+    pub fn concerns(&self, t: Option<&Thread>, s: Span) -> bool {
+        self.pages.any_armed(s)
+            || self.locked(t, |st| st.known.any_in(s.start, s.end) || st.registered.any_in(s.start, s.end)).unwrap_or(false)
+    }
+
+    /// Makes every page of `s` resident, bytes intact: before a call that hands it to the kernel, or that zio
+    /// does not model.
+    ///
+    /// # Errors
+    /// Pages that could not be resolved are still armed; a touch tries again.
+    pub fn make_resident(&self, t: Option<&Thread>, s: Span) -> Result<(), Errno> {
+        if !self.pages.any_armed(s) {
+            return Ok(());
+        }
+        self.locked(t, |st| {
+            let r = self.materialise(st, Self::pages_of(s));
+            self.publish(st);
+            r
+        })
+        .unwrap_or(Ok(()))
+    }
+
+    /// Makes every page of `s` resident before something overwrites all of it: bytes are dropped, not filled in.
+    pub fn make_way(&self, t: Option<&Thread>, s: Span) {
+        if self.pages.any_armed(s) {
+            self.locked(t, |st| {
+                self.clear_way(st, s);
+                self.publish(st);
+            });
+        }
+    }
+
+    /// Makes all elided memory resident and arms no more: before something that zio cannot live with (a seccomp
+    /// filter, mlockall).
+    ///
+    /// # Errors
+    /// As [`Self::make_resident`].
+    pub fn withdraw(&self, t: Option<&Thread>) -> Result<(), Errno> {
+        self.locked(t, |st| {
+            let mut at = 0;
+            loop {
+                let named = st.map.next_from(at).map(|e| e.start);
+                let Some(start) = named else { break };
+                let run = self.armed_run(start, 1 << 30);
+                self.materialise(st, run)?;
+                at = run.end.max(start + 1);
+            }
+            // Vacant pages are in known memory, all of it.
+            let mut at = 0;
+            while let Some(k) = st.known.next_from(at) {
+                self.materialise(st, Span::between(page_down(k.start), page_up(k.start + k.len)))?;
+                at = k.start + k.len;
+            }
+            self.set_arming(Arming::Off);
+            self.publish(st);
+            Ok(())
+        })
+        .unwrap_or(Ok(()))
+    }
+
+    /// A part of known memory stops being eligible (protection changed, locked); bytes stay.
+    ///
+    /// # Errors
+    /// As [`Self::make_resident`].
+    pub fn make_unknown(&self, t: Option<&Thread>, s: Span) -> Result<(), Errno> {
+        self.locked(t, |st| {
+            self.materialise(st, Self::pages_of(s))?;
+            let _ = st.known.erase(page_down(s.start), page_up(s.end), |_| ());
+            Ok(())
+        })
+        .unwrap_or(Ok(()))
+    }
+
+    /// A block of a size that may be elided was allocated by an allocator that may unmap it unseen once freed.
+    pub fn block_added(&self, t: Option<&Thread>, block: Span) {
+        self.locked(t, |st| self.know(st, block.inner_pages(), KNOWN_BLOCK));
+    }
+
+    /// Such a block is about to be freed: nothing about it stays.
+    ///
+    /// `unmapped` says that the allocator unmaps it now, so that no page-table call is needed.
+    pub fn block_removed(&self, t: Option<&Thread>, block: Span, unmapped: bool) {
+        self.locked(t, |st| {
+            let pages = block.inner_pages();
+            if unmapped {
+                self.forget(st, pages);
+            } else {
+                self.disarm_all(st, pages);
+                let _ = st.known.erase(pages.start, pages.end, |_| ());
+            }
+            self.publish(st);
+        });
+        if let Some(t) = t {
+            self.maintain(t);
+        }
+    }
+
+    fn disarm_all(&self, st: &mut State, pages: Span) {
+        let (mut p, end) = (pages.start >> 12, pages.end >> 12);
+        while p < end {
+            let a = self.pages.find(Bit::Armed, true, p, end);
+            if a >= end {
+                break;
+            }
+            let b = self.pages.find(Bit::Armed, false, a, end);
+            let run = Span::between(a << 12, b << 12);
+            if self.disarm(st, run).is_err() {
+                let _ = self.materialise(st, run);
+            }
+            p = b;
+        }
+    }
+
+    /// A block in known mappings is about to be freed: its whole pages lose their names and stay armed, vacant,
+    /// for the next use. The pages at its ends may hold the allocator's own data and neighbours: they keep
+    /// what they have.
+    pub fn block_freed(&self, t: &Thread, block: Span) {
+        if !self.pages.any_armed(block) {
+            return;
+        }
+        self.locked(Some(t), |st| {
+            self.vacate(st, block.inner_pages());
+            self.publish(st);
+        });
+        self.maintain(t);
+    }
+
+    /// The program discards pages (MADV_DONTNEED, FREE, REMOVE), the call has been made: a touch of them gives
+    /// zeros, whatever was named.
+    pub fn discarded(&self, t: Option<&Thread>, s: Span) {
+        self.locked(t, |st| {
+            let pages = Self::pages_of(s);
+            self.vacate(st, pages);
+            if self.arming() == Arming::Missing {
+                // Resident pages of registered ranges are missing now, that is: armed.
+                let mut at = pages.start;
+                while let Some(r) = st.registered.next_from(at) {
+                    let part = pages.intersect(Span::between(r.start, r.start + r.len));
+                    if r.start >= pages.end {
+                        break;
+                    }
+                    if self.pages.reserve(part).is_ok() {
+                        self.pages.set(Bit::Vacant, part, true);
+                        self.pages.set(Bit::Armed, part, true);
+                    }
+                    at = r.start + r.len;
+                }
+            }
+            self.publish(st);
+        });
+    }
+
+    /// Zeros are about to be written over `s`: its whole armed pages lose their names and read as zeros.
+    pub fn discarded_inside(&self, t: Option<&Thread>, s: Span) {
+        self.locked(t, |st| {
+            self.vacate(st, s.inner_pages());
+            self.publish(st);
+        });
+    }
+
+    /// A touch of a page that is not armed, in a registered range of `sigbus` mode: memory that was discarded
+    /// unseen. It gets the zeros that it would have had.
+    pub(crate) fn unseen_missing(&self, st: &mut State, addr: u64) -> bool {
+        if self.arming() != Arming::Missing || st.registered.find(addr).is_none() {
+            return false;
+        }
+        let page = page_down(addr);
+        let filled = self.kernel.fill_zero(Span::between(page, page + PAGE));
+        self.generation.fetch_add(1, Ordering::Release);
+        matches!(filled, Ok(_) | Err(Errno::EXIST))
+    }
+}

@@ -1,0 +1,145 @@
+//! The first policy: a threshold, and per call site a back-off driven by faults against bytes elided.
+//!
+//! [`decide`] is a pure function of a [`Question`]; the table around it only remembers. Replaceable as a whole.
+//!
+//! A fault costs about as much as copying twenty pages (DESIGN.md, section 2), so elision at a site pays while
+//! it elides more than [`BYTES_PER_FAULT`] between two faults. A site that does not pay copies for a while,
+//! twice as long each time.
+
+/// Bytes of copying that one fault is worth: twenty pages.
+pub const BYTES_PER_FAULT: u64 = 20 * 4096;
+/// Elisions of a site between two looks at its record.
+const EPOCH: u32 = 16;
+/// Longest back-off: 2^LEVEL_MAX epochs.
+const LEVEL_MAX: u32 = 12;
+/// Slots of the site table; sites whose addresses fall together share one, and its verdict.
+pub const SITES: usize = 4096;
+/// A site retries pages that were touched once ("hot") every this many elisions at first, and up to
+/// [`REARM_MAX`].
+const REARM_MIN: u32 = 64;
+const REARM_MAX: u32 = 4096;
+
+/// What the decision depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Question {
+    /// Bytes of this receive or copy.
+    pub len: u64,
+    /// Smallest length that is elided.
+    pub threshold: u64,
+    /// Elisions that the site must still let pass.
+    pub backoff_left: u32,
+}
+
+/// The answer to a [`Question`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Plan {
+    /// Name, do not copy.
+    Elide,
+    /// Copy, as the program asked: too small.
+    CopySmall,
+    /// Copy, as the program asked: the site does not pay.
+    CopyBackoff,
+}
+
+/// Elide or copy. Pure.
+pub fn decide(q: Question) -> Plan {
+    if q.len < q.threshold {
+        Plan::CopySmall
+    } else if q.backoff_left > 0 {
+        Plan::CopyBackoff
+    } else {
+        Plan::Elide
+    }
+}
+
+/// What is remembered of a call site. All zeros is a site that was never seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Site {
+    /// Bytes elided since the last look.
+    elided: u64,
+    /// Faults on pages that this site elided, since the last look.
+    faults: u32,
+    /// Elisions since the last look.
+    ops: u32,
+    backoff_left: u32,
+    level: u32,
+    /// Elisions until touched pages are tried again.
+    rearm_left: u32,
+    rearm_every: u32,
+    rearm_faults: u32,
+    /// Receive sites: moving average of results, bytes; `seen` says it means something.
+    average: u32,
+    seen: u32,
+}
+
+impl Site {
+    /// Answers for one receive or copy and counts a passed-up chance.
+    pub fn ask(&mut self, len: u64, threshold: u64) -> Plan {
+        let plan = decide(Question { len, threshold, backoff_left: self.backoff_left });
+        if plan == Plan::CopyBackoff {
+            self.backoff_left -= 1;
+        }
+        plan
+    }
+
+    /// An elision of `bytes` happened.
+    pub fn elided(&mut self, bytes: u64) {
+        self.elided = self.elided.saturating_add(bytes);
+        self.ops += 1;
+        if self.ops < EPOCH {
+            return;
+        }
+        if u64::from(self.faults).saturating_mul(BYTES_PER_FAULT) > self.elided {
+            self.level = if self.level < LEVEL_MAX { self.level + 1 } else { LEVEL_MAX };
+            self.backoff_left = EPOCH << self.level;
+        } else {
+            self.level = self.level.saturating_sub(1);
+        }
+        (self.elided, self.faults, self.ops) = (0, 0, 0);
+    }
+
+    /// A page that this site elided was touched.
+    pub fn fault(&mut self) {
+        self.faults = self.faults.saturating_add(1);
+        self.rearm_faults = self.rearm_faults.saturating_add(1);
+    }
+
+    /// True when it is time to try pages again that were touched before.
+    pub fn rearm(&mut self) -> bool {
+        if self.rearm_every == 0 {
+            self.rearm_every = REARM_MIN;
+            self.rearm_left = REARM_MIN;
+        }
+        if self.rearm_left > 0 {
+            self.rearm_left -= 1;
+            return false;
+        }
+        // More than a fault for each try since the last one: the touched pages are touched again.
+        let worse = self.rearm_faults > 2;
+        let next = if worse { self.rearm_every * 2 } else { self.rearm_every / 2 };
+        self.rearm_every = next.clamp(REARM_MIN, REARM_MAX);
+        self.rearm_left = self.rearm_every;
+        self.rearm_faults = 0;
+        true
+    }
+
+    /// Expected result of a receive that asks for `asked` bytes.
+    pub fn predicted(&self, asked: u64) -> u64 {
+        let avg = u64::from(self.average);
+        if self.seen == 0 || avg > asked { asked } else { avg }
+    }
+
+    /// A receive returned `got` bytes. The average follows growth at once and forgets slowly: missing a
+    /// large message costs a copy, expecting one too many costs a few table steps.
+    pub fn received(&mut self, got: u64) {
+        let got = if got > u64::from(u32::MAX) { u32::MAX } else { got as u32 };
+        self.seen = 1;
+        self.average = if got > self.average { got } else { self.average - (self.average - got) / 8 };
+    }
+}
+
+/// Slot of a call site's return address.
+pub fn slot(return_address: u64) -> u16 {
+    let h = return_address.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (h >> 52) as u16
+}

@@ -1,0 +1,332 @@
+//! Receiving: bytes land in core memory, never in a program page that is armed.
+//!
+//! ```text
+//!   program:   |..head|  page  |  page  | hot |  page  |tail..|
+//!   iovec:      direct|  core run       |direct| core  |direct
+//! ```
+//! The destination is cut into segments: resident pages (the first and last, and those that the program keeps
+//! touching) are handed to the kernel as they are, so nothing is copied around the edges; everything else gets
+//! core pages from the thread's window. Window pages that got no bytes serve the next receive, so a short read
+//! wastes nothing.
+
+use crate::addr::{PAGE, Span, page_down, page_up};
+use crate::arena::Run;
+use crate::extent_map::Extent;
+use crate::page_state::Bit;
+use crate::policy::Plan;
+use crate::state::{Arming, State, Tracker};
+use crate::stats::Counter;
+use crate::sys::Kernel;
+use crate::thread::{Claim, Fate, IoVec, Late, Part, Scratch, Segment, Thread};
+
+/// A receive larger than this is not cut up: the destination is materialised and the call passed on.
+pub const RECEIVE_MAX: u64 = 64 << 20;
+/// Core pages that a thread keeps for its next receive: half of the 1 MiB a thread that may be held unnamed.
+const WINDOW_KEEP: u32 = 128;
+/// Smallest run asked of the arena, pages.
+const MIN_RUN: u32 = 16;
+
+/// Why a receive goes to the program's own buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Passed(pub Counter);
+
+impl<K: Kernel> Tracker<K> {
+    /// Plans a receive of up to `dst.len()` bytes. On success `scratch.iov` covers exactly `dst`, in order.
+    /// The caller makes the real call and then [`Self::receive_done`], whatever the result.
+    ///
+    /// # Errors
+    /// The reason to pass the call on; no page of `dst` is armed then that was not before, and armed pages
+    /// in it are still armed (see [`Self::make_resident`]).
+    ///
+    /// # Context
+    /// Hook, with the thread's scratch space claimed.
+    pub fn receive_plan(&self, t: &Thread, c: &mut Claim<'_>, dst: Span, site: u16) -> Result<(), Passed> {
+        if self.arming() == Arming::Off {
+            return Err(Passed(Counter::PassKernel));
+        }
+        if dst.len() > RECEIVE_MAX {
+            return Err(Passed(Counter::PassPieces));
+        }
+        let scratch = c.scratch();
+        let threshold = self.threshold.load(core::sync::atomic::Ordering::Relaxed);
+        let armed = self.pages.any_armed(dst);
+        self.locked(Some(t), |st| {
+            let s = Self::site(st, site);
+            let predicted = s.predicted(dst.len());
+            let plan = s.ask(predicted, threshold);
+            if plan != Plan::Elide && !armed {
+                return Err(Passed(match plan {
+                    Plan::CopyBackoff => Counter::PassBackoff,
+                    _ => Counter::PassPredictedSmall,
+                }));
+            }
+            let may_arm = plan == Plan::Elide;
+            let rearm = may_arm && Self::site(st, site).rearm();
+            // Pages past the expected end are not worth arming, but armed ones there need core pages too.
+            let reach = dst.start + page_up(predicted);
+            self.cut(st, scratch, dst, reach, may_arm, rearm)?;
+            self.back_with_cores(st, scratch)
+        })
+        .unwrap_or(Err(Passed(Counter::PassKernel)))
+    }
+
+    /// Cuts `dst` into segments.
+    fn cut(&self, st: &State, x: &mut Scratch, dst: Span, reach: u64, may_arm: bool, rearm: bool) -> Result<(), Passed> {
+        x.segments.clear();
+        let known = may_arm && self.is_known(st, dst.inner_pages());
+        let mut core_bytes = 0;
+        let mut at = dst.start;
+        while at < dst.end {
+            let (fate, stop) = self.fate(at, dst, known && at < reach, rearm);
+            let stop = if stop < dst.end { stop } else { dst.end };
+            let grown = match x.segments.as_mut_slice().last_mut() {
+                Some(last) if last.fate == fate => {
+                    last.end = stop;
+                    true
+                }
+                _ => false,
+            };
+            if !grown && !x.segments.push(Segment { start: at, end: stop, fate }) {
+                return Err(Passed(Counter::PassPieces));
+            }
+            if fate != Fate::Direct {
+                core_bytes += stop - at;
+            }
+            at = stop;
+        }
+        if core_bytes == 0 {
+            return Err(Passed(if known || !may_arm { Counter::PassResident } else { Counter::PassUnknownMemory }));
+        }
+        Ok(())
+    }
+
+    /// What happens to the bytes from `at` on, and up to where the same is true at least.
+    pub(crate) fn fate(&self, at: u64, dst: Span, may_arm: bool, rearm: bool) -> (Fate, u64) {
+        let last = page_up(dst.end) >> 12;
+        let page = at >> 12;
+        if self.pages.get(Bit::Armed, at) {
+            return (Fate::Armed, self.pages.find(Bit::Armed, false, page, last) << 12);
+        }
+        let stop = self.pages.find(Bit::Armed, true, page, last);
+        let whole = at & (PAGE - 1) == 0 && at + PAGE <= dst.end;
+        if !whole {
+            return (Fate::Direct, page_down(at) + PAGE);
+        }
+        let stop = if stop << 12 > page_down(dst.end) { dst.end >> 12 } else { stop };
+        if !may_arm {
+            return (Fate::Direct, stop << 12);
+        }
+        if self.pages.get(Bit::Hot, at) && !rearm {
+            return (Fate::Direct, self.pages.find(Bit::Hot, false, page, stop) << 12);
+        }
+        let cold_end = if rearm { stop } else { self.pages.find(Bit::Hot, true, page, stop) };
+        (Fate::ToArm, cold_end << 12)
+    }
+
+    /// Builds the iovec: core pages for every segment that is not direct.
+    fn back_with_cores(&self, st: &mut State, x: &mut Scratch) -> Result<(), Passed> {
+        x.iov.clear();
+        x.parts.clear();
+        for i in 0..x.segments.len() {
+            let Some(&g) = x.segments.as_slice().get(i) else { break };
+            let backed = if g.fate == Fate::Direct {
+                if x.iov.push(IoVec { base: g.start, len: g.end - g.start }) { Ok(()) } else { Err(Passed(Counter::PassPieces)) }
+            } else {
+                self.back_segment(st, x, g)
+            };
+            if backed.is_err() {
+                self.return_runs(st, x);
+                return backed;
+            }
+        }
+        Ok(())
+    }
+
+    /// Core pages for one segment: congruent with the program's pages, so that a program page is one core page.
+    fn back_segment(&self, st: &mut State, x: &mut Scratch, g: Segment) -> Result<(), Passed> {
+        let mut at = g.start;
+        while at < g.end {
+            let want = ((page_up(g.end) - page_down(at)) / PAGE) as u32;
+            let fresh = || st.arena.alloc(want.max(MIN_RUN));
+            let run = x.window.pop().or_else(fresh).ok_or(Passed(Counter::PassCoreCap))?;
+            let (used, rest) = split_run(run, want);
+            if let Some(r) = rest
+                && !x.window.push(r)
+            {
+                st.arena.unpin_run(r);
+            }
+            let skip = at & (PAGE - 1);
+            let n = (used.bytes() - skip).min(g.end - at);
+            let part = Part { span: Span::between(at, at + n), run: used, to_arm: g.fate == Fate::ToArm, used: 0 };
+            if !x.parts.push(part) {
+                st.arena.unpin_run(used);
+                return Err(Passed(Counter::PassPieces));
+            }
+            if !x.iov.push(IoVec { base: self.core_ptr(used.core() + skip) as u64, len: n }) {
+                return Err(Passed(Counter::PassPieces));
+            }
+            at += n;
+        }
+        Ok(())
+    }
+
+    /// Ends the parts' hold on their runs: pages with names are held by those from now on, the rest returns to
+    /// the window, first part on top.
+    fn return_runs(&self, st: &mut State, x: &mut Scratch) {
+        while let Some(p) = x.parts.pop() {
+            if p.used > 0 {
+                st.arena.unpin_run(Run { page: p.run.page, pages: p.used });
+            }
+            let rest = Run { page: p.run.page + p.used, pages: p.run.pages - p.used };
+            if rest.pages > 0 && !x.window.push(rest) {
+                st.arena.unpin_run(rest);
+            }
+        }
+    }
+
+    /// Gives back what the window has too much: the top serves next, so the bottom goes.
+    fn trim_window(&self, st: &mut State, x: &mut Scratch) {
+        let mut kept: u32 = x.window.as_slice().iter().map(|r| r.pages).sum();
+        while kept > WINDOW_KEEP {
+            let Some(first) = x.window.as_slice().first().copied() else { return };
+            let excess = kept - WINDOW_KEEP;
+            if first.pages > excess {
+                let (keep, rest) = split_run(first, first.pages - excess);
+                if let Some(slot) = x.window.as_mut_slice().first_mut() {
+                    *slot = keep;
+                }
+                if let Some(r) = rest {
+                    st.arena.unpin_run(r);
+                }
+                return;
+            }
+            x.window.remove_first();
+            st.arena.unpin_run(first);
+            kept -= first.pages;
+        }
+    }
+
+    /// The real call returned `got` bytes (0 after an error): names what arrived, copies what fell on pages
+    /// that stay resident.
+    pub fn receive_done(&self, t: &Thread, c: &mut Claim<'_>, dst: u64, got: u64, site: u16) {
+        let x = c.scratch();
+        x.late.clear();
+        self.locked(Some(t), |st| {
+            if got > 0 {
+                Self::site(st, site).received(got);
+            }
+            let mut named = 0;
+            for i in 0..x.parts.len() {
+                named += self.name_part(st, x, i, dst + got, site);
+            }
+            if named > 0 {
+                Self::site(st, site).elided(named);
+            }
+            if x.late.is_empty() {
+                self.return_runs(st, x);
+                self.trim_window(st, x);
+                self.publish(st);
+            }
+        });
+        if !x.late.is_empty() {
+            self.copy_late(t, x);
+            self.locked(Some(t), |st| {
+                self.return_runs(st, x);
+                self.trim_window(st, x);
+                self.publish(st);
+            });
+        }
+        self.count(Some(t), Counter::CoreReceives, 1);
+        self.maintain(t);
+    }
+
+    /// A receive that was passed on returned `got` bytes.
+    pub fn receive_passed(&self, t: &Thread, got: u64, site: u16) {
+        if got > 0 {
+            self.locked(Some(t), |st| Self::site(st, site).received(got));
+        }
+    }
+
+    /// Names what arrived of one part; returns how many bytes got names.
+    fn name_part(&self, st: &mut State, x: &mut Scratch, i: usize, end: u64, site: u16) -> u64 {
+        let Some(&p) = x.parts.as_slice().get(i) else { return 0 };
+        let got = p.span.intersect(Span::between(p.span.start, end));
+        if got.is_empty() {
+            return 0;
+        }
+        if p.to_arm && self.arm(st, Span::between(p.span.start, page_down(got.end))).is_err() {
+            self.count(None, Counter::PassKernel, 1);
+        }
+        let skip = p.span.start & (PAGE - 1);
+        let (mut at, mut named, mut used) = (got.start, 0, 0);
+        while at < got.end {
+            let armed = self.pages.get(Bit::Armed, at);
+            let last = page_up(got.end) >> 12;
+            let stop = (self.pages.find(Bit::Armed, !armed, at >> 12, last) << 12).min(got.end);
+            let part = Span::between(at, stop);
+            let offset = skip + (at - got.start);
+            let core = p.run.core() + offset;
+            if armed && self.name_armed(st, part, core, site) {
+                named += part.len();
+                used = (offset + part.len()).div_ceil(PAGE) as u32;
+            } else {
+                if armed {
+                    // No room for names: the pages become resident, the bytes follow.
+                    let _ = self.materialise(st, Self::pages_of(part));
+                }
+                self.note_late(x, Late { dst: part.start, core, len: part.len() });
+            }
+            at = stop;
+        }
+        if let Some(slot) = x.parts.as_mut_slice().get_mut(i) {
+            slot.used = used.min(p.run.pages);
+        }
+        named
+    }
+
+    /// Notes core bytes for a page that is resident as the lock holder just saw. When the list is full they are
+    /// copied at once: the page cannot become armed while the lock is held, so the touch cannot need it.
+    pub(crate) fn note_late(&self, x: &mut Scratch, late: Late) {
+        if !x.late.push(late) {
+            // SAFETY: program bytes of a receive or copy destination; core bytes are pinned.
+            unsafe { self.kernel.core_to_prog(late.dst, self.core_ptr(late.core), late.len) };
+        }
+    }
+
+    /// Makes the copies that had to wait for the lock. Their cores are pinned.
+    pub(crate) fn copy_late(&self, t: &Thread, x: &mut Scratch) {
+        for l in x.late.as_slice() {
+            // SAFETY: as in `note_late`; should the page be armed again by now, the touch resolves it.
+            unsafe { self.kernel.core_to_prog(l.dst, self.core_ptr(l.core), l.len) };
+            self.count(Some(t), Counter::CopiedFringe, l.len);
+        }
+        x.late.clear();
+    }
+
+    /// Names bytes of armed pages, keeping I1 for vacant ones.
+    pub(crate) fn name_armed(&self, st: &mut State, s: Span, core: u64, site: u16) -> bool {
+        if !st.map.has_room(8) {
+            self.count(None, Counter::PassMapFull, 1);
+            return false;
+        }
+        if !self.name(st, Extent { start: s.start, len: s.len(), core, site }) {
+            return false;
+        }
+        if s.start & (PAGE - 1) != 0 {
+            self.cover_gaps(st, page_down(s.start), site);
+        }
+        if s.end & (PAGE - 1) != 0 {
+            self.cover_gaps(st, page_down(s.end), site);
+        }
+        self.pages.set(Bit::Vacant, s.inner_pages(), false);
+        true
+    }
+}
+
+/// The first `want` pages of a run, and the rest.
+pub(crate) fn split_run(r: Run, want: u32) -> (Run, Option<Run>) {
+    if r.pages <= want {
+        return (r, None);
+    }
+    (Run { page: r.page, pages: want }, Some(Run { page: r.page + want, pages: r.pages - want }))
+}
