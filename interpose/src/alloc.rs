@@ -53,6 +53,8 @@ unsafe fn allocated(p: *mut c_void, n: usize, caller: u64) {
         if let Some(block) = Span::new(p as u64, usable) {
             TRACKER.block_added(threads::current(), block);
         }
+    } else {
+        TRACKER.block_allocated(threads::current(), s.start);
     }
 }
 

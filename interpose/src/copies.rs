@@ -11,7 +11,7 @@
 //! prototype at all times: first the fallback below, then libc's. The slow paths get the C function's own
 //! contract from their caller.
 
-use crate::{TRACKER, real, threads};
+use crate::{TRACKER, config, real, threads};
 use core::arch::{global_asm, naked_asm};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use zio_tracker::addr::Span;
@@ -295,10 +295,9 @@ unsafe fn copy_spans(dst: Span, src: Span, site: u64) -> u64 {
     let thread = threads::current();
     let named = TRACKER.pages.any_armed(src);
     let mut why = Counter::PassUnnamed;
-    if named
-        && src.len() >= RENAME_MIN
-        && let Some(t) = thread
-    {
+    let worth = named && src.len() >= RENAME_MIN
+        || src.len() >= config::threshold() && TRACKER.pages.any_armed(dst) && TRACKER.mostly_armed(dst);
+    if worth && let Some(t) = thread {
         let here = 0u64;
         if let Some(mut claim) = t.claim(&here as *const u64 as u64) {
             TRACKER.count(thread, Counter::HookedCalls, 1);

@@ -51,11 +51,17 @@ enum Way {
     Socket(c_int),
 }
 
+/// What a receive's history is kept by: the call site, the descriptor, and the magnitude of what is asked for. A
+/// server asks its usual buffer's size while it waits for requests, and the exact rest of a large one.
+fn learning_slot(site: u64, fd: c_int, asked: u64) -> u16 {
+    policy::slot(site ^ ((fd as u64) << 40) ^ (u64::from(asked.ilog2()) << 56))
+}
+
 /// Receives into `s` through cores; `None` when the program's own call is to be made instead.
 unsafe fn through_cores(t: &'static Thread, fd: c_int, s: Span, site: u64, way: Way) -> Option<isize> {
     let here = 0u64;
     let mut claim = t.claim(&here as *const u64 as u64)?;
-    let slot = policy::slot(site ^ ((fd as u64) << 48));
+    let slot = learning_slot(site, fd, s.len());
     let socket = match way {
         Way::Socket(_) => true,
         Way::At(_) => false,
@@ -147,7 +153,7 @@ unsafe fn receive(fd: c_int, b: u64, n: usize, site: u64, way: Option<Way>, dire
         && let Some(t) = thread
         && config::active()
     {
-        TRACKER.receive_passed(t, r as u64, policy::slot(site ^ ((fd as u64) << 48)));
+        TRACKER.receive_passed(t, r as u64, learning_slot(site, fd, n as u64));
     }
     done(thread, r)
 }
@@ -282,7 +288,7 @@ unsafe fn recvmsg_one(fd: c_int, m: *mut MsgHdr, v: IoVec, flags: c_int, site: u
             let _ = TRACKER.make_resident(t, s);
             return done(t, direct());
         }
-        let slot = policy::slot(site ^ ((fd as u64) << 48));
+        let slot = learning_slot(site, fd, s.len());
         let here = 0u64;
         if let Some(t) = t
             && let Some(mut claim) = t.claim(&here as *const u64 as u64)

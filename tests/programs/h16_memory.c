@@ -133,14 +133,6 @@ int main(void) {
         advised(&p, heap, r);
         free(heap);
     }
-    /* from here on everything is locked, also what is mapped later */
-    struct rlimit rl;
-    getrlimit(RLIMIT_MEMLOCK, &rl);
-    if (mlockall(MCL_FUTURE) == 0) {
-        u8 *heap = malloc(N), *m = mmap(NULL, N, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (heap && m != MAP_FAILED) use(&p, "all locked", heap, m, 1);
-        munlockall();
-    }
     peer_stop(&p);
     return finish();
 }

@@ -34,7 +34,7 @@ pub enum Copied {
 }
 
 impl<K: Kernel> Tracker<K> {
-    /// memmove(dst, src, len) where a page of `src` is armed.
+    /// memmove(dst, src, len) where a page of `src` is armed, or most of `dst`.
     ///
     /// # Context
     /// Hook, with the thread's scratch space claimed. Touches program memory (not under the lock).
@@ -43,6 +43,7 @@ impl<K: Kernel> Tracker<K> {
             return Copied::Real(Counter::PassKernel);
         }
         let x = c.scratch();
+        x.captured = 0;
         let planned = self.locked(Some(t), |st| {
             if !self.collect(st, &mut x.pieces, src) {
                 return Err(Counter::PassPieces);
@@ -51,9 +52,12 @@ impl<K: Kernel> Tracker<K> {
             let elide = s.ask(src.len(), RENAME_MIN) == Plan::Elide;
             let rearm = elide && Self::site(st, site).rearm();
             let to_name = self.cut_copy(st, x, dst, elide, rearm);
-            let rename = to_name * NAMED_PART >= dst.len();
+            // Resident bytes that go to armed pages are captured: moved, but the page stays armed.
+            let rename = to_name * NAMED_PART >= dst.len() && (named_source(x) > 0 || self.mostly_armed(dst));
             if !(rename && self.capture_room(st, x, dst)) {
                 // Gather: the bytes move, straight from the cores; the source stays elided.
+                let why = if !elide { Counter::PassBackoff } else if rename { Counter::PassPieces } else { Counter::PassResident };
+                self.count(Some(t), why, 1);
                 x.segments.clear();
                 self.clear_way(st, dst);
                 x.segments.push(Segment { start: dst.start, end: dst.end, fate: Fate::Direct });
@@ -67,9 +71,24 @@ impl<K: Kernel> Tracker<K> {
         }
         self.capture(x);
         self.move_direct(x, dst, src);
-        let elided = self.rename(t, x, dst, site);
+        let captured = x.captured;
+        let elided = self.rename(t, x, dst, site).saturating_sub(captured);
         self.maintain(t);
         Copied::Done { elided }
+    }
+
+    /// True if at least half of a range lies on armed pages: then even bytes that must be moved are better moved
+    /// to a core than to pages that would have to be disarmed and populated.
+    pub fn mostly_armed(&self, s: Span) -> bool {
+        let (mut p, end) = (s.start >> 12, crate::addr::page_up(s.end) >> 12);
+        let (mut armed, total) = (0, end - p);
+        while p < end {
+            let a = self.pages.find(Bit::Armed, true, p, end);
+            let b = self.pages.find(Bit::Armed, false, a, end);
+            armed += b - a;
+            p = b;
+        }
+        armed * 2 >= total
     }
 
     /// Finds the pieces of `s` and pins their cores. False when there are too many; nothing is pinned then.
@@ -140,12 +159,17 @@ impl<K: Kernel> Tracker<K> {
     }
 
     /// Cuts the destination into segments; returns how many bytes would get names.
-    fn cut_copy(&self, st: &State, x: &mut Scratch, dst: Span, elide: bool, rearm: bool) -> u64 {
+    fn cut_copy(&self, st: &mut State, x: &mut Scratch, dst: Span, elide: bool, rearm: bool) -> u64 {
         x.segments.clear();
         if !elide {
             return 0;
         }
+        self.free_edge(st, dst.start);
+        self.free_edge(st, dst.end);
         let may_arm = self.is_known(st, dst.inner_pages());
+        if !may_arm {
+            self.count(None, Counter::PassUnknownMemory, 1);
+        }
         let (mut at, mut named) = (dst.start, 0);
         while at < dst.end {
             let (fate, stop) = self.fate(at, dst, may_arm, rearm);
@@ -166,6 +190,19 @@ impl<K: Kernel> Tracker<K> {
             at = stop;
         }
         named
+    }
+
+    /// A range that is about to get names begins or ends inside the page of `edge`. If that page is vacant it
+    /// becomes resident: what stands before the range (a header) or after it (a terminator, the next piece) is
+    /// written by the program, and a fault costs several times this call. It stays so: next time it is free.
+    pub(crate) fn free_edge(&self, st: &mut State, edge: u64) {
+        let page = page_down(edge);
+        if page != edge && self.pages.get(Bit::Vacant, page) {
+            let s = Span::between(page, page + PAGE);
+            if self.disarm(st, s).is_ok() {
+                self.pages.set(Bit::Hot, s, true);
+            }
+        }
     }
 
     /// The destination is about to be overwritten with ordinary stores: whole armed pages become resident and
@@ -201,7 +238,7 @@ impl<K: Kernel> Tracker<K> {
         x.split.clear();
         x.late.clear();
         let mut offset = dst.start;
-        let mut captured = 0;
+        x.captured = 0;
         let mut seg = 0usize;
         for i in 0..x.pieces.len() {
             let Some(&p) = x.pieces.as_slice().get(i) else { break };
@@ -224,8 +261,8 @@ impl<K: Kernel> Tracker<K> {
                 let fits = if g.fate == Fate::Direct {
                     x.split.push(Piece { at: source, len: stop - at, place: Place::Resident })
                 } else {
-                    captured += stop - at;
-                    captured * NAMED_PART * 2 <= dst.len().max(64 << 10) && self.reserve_bytes(st, x, source, stop - at)
+                    x.captured += stop - at;
+                    self.reserve_bytes(st, x, source, stop - at)
                 };
                 if !fits {
                     return self.undo_capture(st, x);
@@ -251,7 +288,7 @@ impl<K: Kernel> Tracker<K> {
         let (mut from, mut left) = (source, len);
         while left > 0 {
             if x.bytes.0 == x.bytes.1 {
-                let want = left.div_ceil(PAGE).clamp(1, 16) as u32;
+                let want = left.div_ceil(PAGE).clamp(1, 256) as u32;
                 let Some(r) = st.arena.alloc(want) else { return false };
                 x.bytes = (r.core(), r.core() + r.bytes());
             }
@@ -454,4 +491,8 @@ impl<K: Kernel> Tracker<K> {
         }
         true
     }
+}
+
+fn named_source(x: &Scratch) -> u64 {
+    x.pieces.as_slice().iter().map(|p| if p.place == Place::Resident { 0 } else { p.len }).sum()
 }

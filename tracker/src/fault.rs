@@ -48,11 +48,7 @@ impl<K: Kernel> Tracker<K> {
                 Self::site(st, e.site).fault();
             }
             self.pages.set(Bit::Hot, Span::between(page, page + PAGE), true);
-            let around = self.around(thread, page);
-            let run = self.armed_run(addr, u64::from(around) * PAGE);
-            if let Some(t) = thread {
-                t.faults.next.store(run.end, Ordering::Relaxed);
-            }
+            let run = self.around(thread, page);
             let bounded = !write && !vacant && self.child_keeps(st);
             let r = if bounded { self.child_materialise(st, run) } else { self.materialise(st, run) };
             self.publish(st);
@@ -68,19 +64,27 @@ impl<K: Kernel> Tracker<K> {
         }
     }
 
-    /// Pages to bring in: one, doubling while touches go on where the last run ended.
-    fn around(&self, thread: Option<&Thread>, page: u64) -> u32 {
-        if self.forked.load(Ordering::Relaxed) {
-            return AROUND_CHILD;
-        }
-        let Some(t) = thread else { return 1 };
-        let n = if t.faults.next.load(Ordering::Relaxed) == page {
-            (t.faults.window.load(Ordering::Relaxed) * 2).clamp(2, AROUND_MAX)
+    /// What to bring in: the page, or, when touches keep coming near each other, the armed pages of a block around
+    /// it that grows with their number. Blocks are aligned, so that forward, backward and strided readers all
+    /// benefit.
+    fn around(&self, thread: Option<&Thread>, page: u64) -> Span {
+        let pages = if self.forked.load(Ordering::Relaxed) {
+            AROUND_CHILD
         } else {
-            1
+            match thread {
+                Some(t) => streak(t, page),
+                None => 1,
+            }
         };
-        t.faults.window.store(n, Ordering::Relaxed);
-        n
+        let bytes = u64::from(pages) * PAGE;
+        let block = page & !(bytes - 1);
+        // Down and up from the page as far as pages are armed, inside the block.
+        let mut start = page;
+        while start > block && self.pages.get(Bit::Armed, start - PAGE) {
+            start -= PAGE;
+        }
+        let run = self.armed_run(page, block + bytes - page);
+        Span::between(start, run.end)
     }
 
     fn foreign(&self, thread: Option<&Thread>, addr: u64, generation: u64) -> Fault {
@@ -90,5 +94,22 @@ impl<K: Kernel> Tracker<K> {
         f.odd_addr.store(if again { 0 } else { addr }, Ordering::Relaxed);
         f.odd_generation.store(generation, Ordering::Relaxed);
         if again { Fault::Foreign } else { Fault::Resolved }
+    }
+}
+
+/// Touches nearer than this belong together.
+const NEAR: u64 = 1 << 20;
+
+/// Pages to bring in at this touch of a thread.
+fn streak(t: &Thread, page: u64) -> u32 {
+    let last = t.faults.last.swap(page, Ordering::Relaxed);
+    let near = page.abs_diff(last) < NEAR;
+    let n = if near { t.faults.streak.load(Ordering::Relaxed).saturating_add(1) } else { 0 };
+    t.faults.streak.store(n, Ordering::Relaxed);
+    match n {
+        0 | 1 => 1,
+        2 => 4,
+        3 => 16,
+        _ => AROUND_MAX,
     }
 }

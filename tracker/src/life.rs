@@ -164,6 +164,18 @@ impl<K: Kernel> Tracker<K> {
         }
     }
 
+    /// A large block was allocated: its first page will be written (a header), so it does not stay vacant.
+    pub fn block_allocated(&self, t: Option<&Thread>, start: u64) {
+        if self.pages.get(Bit::Vacant, start) {
+            self.locked(t, |st| {
+                let page = page_down(start);
+                if self.pages.get(Bit::Vacant, page) {
+                    let _ = self.disarm(st, Span::between(page, page + PAGE));
+                }
+            });
+        }
+    }
+
     /// A block in known mappings is about to be freed: its whole pages lose their names and stay armed, vacant,
     /// for the next use. The pages at its ends may hold the allocator's own data and neighbours: they keep
     /// what they have.
@@ -172,7 +184,10 @@ impl<K: Kernel> Tracker<K> {
             return;
         }
         self.locked(Some(t), |st| {
-            self.vacate(st, block.inner_pages());
+            let inner = block.inner_pages();
+            self.vacate(st, inner);
+            // What was touched was touched in a life that is over.
+            self.pages.set(Bit::Hot, inner, false);
             self.publish(st);
         });
         self.maintain(t);

@@ -134,7 +134,7 @@ impl Site {
     pub fn received(&mut self, got: u64) {
         let got = if got > u64::from(u32::MAX) { u32::MAX } else { got as u32 };
         self.seen = 1;
-        self.average = if got > self.average { got } else { self.average - (self.average - got) / 8 };
+        self.average = if got > self.average { got } else { self.average - (self.average - got) / 16 };
     }
 }
 

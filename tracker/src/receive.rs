@@ -64,6 +64,7 @@ impl<K: Kernel> Tracker<K> {
             let rearm = may_arm && Self::site(st, site).rearm();
             // Pages past the expected end are not worth arming, but armed ones there need core pages too.
             let reach = dst.start + page_up(predicted);
+            self.free_edge(st, dst.start);
             self.cut(st, scratch, dst, reach, may_arm, rearm)?;
             self.back_with_cores(st, scratch)
         })
@@ -257,6 +258,7 @@ impl<K: Kernel> Tracker<K> {
         if p.to_arm && self.arm(st, Span::between(p.span.start, page_down(got.end))).is_err() {
             self.count(None, Counter::PassKernel, 1);
         }
+        self.free_edge(st, got.end);
         let skip = p.span.start & (PAGE - 1);
         let (mut at, mut named, mut used) = (got.start, 0, 0);
         while at < got.end {

@@ -143,6 +143,8 @@ pub struct Scratch {
     pub window: List<Run, MAX_RUNS>,
     /// Byte-granular window for resident bytes that must become core bytes: arena offsets `[start, end)`.
     pub bytes: (u64, u64),
+    /// Resident source bytes that were captured into cores, in this copy.
+    pub captured: u64,
     /// Source pieces.
     pub pieces: List<Piece, MAX_PIECES>,
     /// Source pieces after resident ones were copied into cores.
@@ -190,10 +192,10 @@ pub struct FaultHistory {
     pub odd_addr: AtomicU64,
     /// See `odd_addr`.
     pub odd_generation: AtomicU64,
-    /// First byte after the last materialised run: a touch there is sequential.
-    pub next: AtomicU64,
-    /// Pages to materialise at the next sequential touch.
-    pub window: AtomicU32,
+    /// Page of the last touch that was resolved.
+    pub last: AtomicU64,
+    /// How many touches came near each other, without one elsewhere in between.
+    pub streak: AtomicU32,
 }
 
 /// A thread's record. All zeros is a free one.
