@@ -21,8 +21,12 @@ static GLIBC: AtomicBool = AtomicBool::new(true);
 /// libc's text.
 static LIBC: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 
+/// jemalloc's resize in place, if the allocator has it.
+static XALLOCX: AtomicU64 = AtomicU64::new(0);
+
 /// What the constructor found out.
 pub fn init(glibc: bool, libc_text: (u64, u64)) {
+    XALLOCX.store(if glibc { 0 } else { real::next(c"xallocx") as u64 }, Ordering::Relaxed);
     GLIBC.store(glibc, Ordering::Relaxed);
     LIBC[0].store(libc_text.0, Ordering::Relaxed);
     LIBC[1].store(libc_text.1, Ordering::Relaxed);
@@ -143,9 +147,14 @@ unsafe extern "C" fn do_realloc(p: *mut c_void, n: usize, caller: u64) -> *mut c
         if !armed {
             return real_realloc(p, n, caller);
         }
-        // The block has elided pages: they move by name, not inside the allocator. A block that stays where
-        // it is needs no call: the allocator would at most give a little of its end back.
-        if n <= usable && n > usable / 2 {
+        // The block has elided pages: they move by name, not inside the allocator. First in place, if the
+        // allocator offers that (jemalloc's xallocx): a shrinking block gives its end up whatever happens.
+        if n < usable
+            && let (Some(t), Some(end)) = (threads::current(), Span::new(p as u64 + n as u64, (usable - n) as u64))
+        {
+            TRACKER.block_freed(t, end);
+        }
+        if in_place(p, n) {
             return p;
         }
         let q = do_malloc(n, caller);
@@ -153,13 +162,34 @@ unsafe extern "C" fn do_realloc(p: *mut c_void, n: usize, caller: u64) -> *mut c
             return q;
         }
         let keep = n.min(usable) as u64;
-        if keep >= copies::LOOK_AT {
+        if keep >= copies::LOOK_AT && !GLIBC.load(Ordering::Relaxed) {
+            // jemalloc would have called memcpy: a program copy like any other. glibc's realloc copies unseen.
             copies::copy(q as u64, p as u64, keep, caller);
+        } else if keep >= copies::LOOK_AT {
+            copies::copy_uncounted(q as u64, p as u64, keep, caller);
         } else {
             copies::real_move(q as u64, p as u64, keep);
         }
         free(p);
         q
+    }
+}
+
+/// Tries to make a block's size `n` where it is.
+unsafe fn in_place(p: *mut c_void, n: usize) -> bool {
+    if GLIBC.load(Ordering::Relaxed) {
+        // SAFETY: a live block.
+        let usable = unsafe { real::malloc_usable_size(p) };
+        return n <= usable && n > usable / 2;
+    }
+    let f = XALLOCX.load(Ordering::Relaxed);
+    if f == 0 {
+        return false;
+    }
+    // SAFETY: `size_t xallocx(void *ptr, size_t size, size_t extra, int flags)` of the allocator that `p` is from.
+    unsafe {
+        let f: unsafe extern "C" fn(*mut c_void, usize, usize, c_int) -> usize = core::mem::transmute(f);
+        f(p, n, 0, 0) >= n
     }
 }
 

@@ -277,27 +277,49 @@ pub unsafe fn copy(dst: u64, src: u64, n: u64, site: u64) {
     let thread = threads::current();
     TRACKER.count(thread, Counter::CopyCalls, 1);
     TRACKER.count(thread, Counter::BytesRequested, n);
-    let elided = match (Span::new(dst, n), Span::new(src, n)) {
-        // SAFETY: forwarded.
-        (Some(d), Some(s)) => unsafe { copy_spans(d, s, site) },
-        _ => {
-            // SAFETY: forwarded.
-            unsafe { real_move(dst, src, n) };
-            0
-        }
-    };
-    TRACKER.count(thread, Counter::BytesElided, elided);
-    TRACKER.count(thread, Counter::CopiedByProgram, n - elided);
+    // SAFETY: forwarded.
+    unsafe { copy_or_move(dst, src, n, site, true) };
 }
 
-/// Returns the bytes that were not moved.
-unsafe fn copy_spans(dst: Span, src: Span, site: u64) -> u64 {
+/// A copy that zio makes in a function's stead which copies unseen (glibc's realloc).
+///
+/// # Safety
+/// memmove's contract.
+pub unsafe fn copy_uncounted(dst: u64, src: u64, n: u64, site: u64) {
+    // SAFETY: forwarded.
+    unsafe { copy_or_move(dst, src, n, site, false) };
+}
+
+unsafe fn copy_or_move(dst: u64, src: u64, n: u64, site: u64, counted: bool) {
+    let thread = threads::current();
+    let spans = Span::new(dst, n).zip(Span::new(src, n));
+    let elided = spans.and_then(|(d, s)| copy_by_name(d, s, site));
+    if counted {
+        // Before the bytes move: a fault in the program's memory may leave by longjmp.
+        TRACKER.count(thread, Counter::BytesElided, elided.unwrap_or(0));
+        TRACKER.count(thread, Counter::CopiedByProgram, n - elided.unwrap_or(0));
+    }
+    if elided.is_none() {
+        if let Some((d, s)) = spans
+            && !TRACKER.pages.any_armed(s)
+            && TRACKER.pages.any_armed(d)
+        {
+            TRACKER.make_way(thread, d);
+        }
+        // SAFETY: forwarded; pages that are still armed resolve themselves when touched.
+        unsafe { real_move(dst, src, n) };
+    }
+}
+
+/// Makes the copy through the tracker, if that is worth it; returns the bytes that were not moved.
+fn copy_by_name(dst: Span, src: Span, site: u64) -> Option<u64> {
     let thread = threads::current();
     let named = TRACKER.pages.any_armed(src);
-    let mut why = Counter::PassUnnamed;
-    let worth = named && src.len() >= RENAME_MIN
-        || src.len() >= config::threshold() && TRACKER.pages.any_armed(dst) && TRACKER.mostly_armed(dst);
-    if worth && let Some(t) = thread {
+    let large = src.len() >= config::threshold() && TRACKER.pages.any_armed(dst) && TRACKER.mostly_armed(dst);
+    let mut why = if named { Counter::PassBelowThreshold } else { Counter::PassUnnamed };
+    if (named && src.len() >= RENAME_MIN || large)
+        && let Some(t) = thread
+    {
         let here = 0u64;
         if let Some(mut claim) = t.claim(&here as *const u64 as u64) {
             TRACKER.count(thread, Counter::HookedCalls, 1);
@@ -306,21 +328,14 @@ unsafe fn copy_spans(dst: Span, src: Span, site: u64) -> u64 {
                     if TRACKER.wants_compaction() {
                         TRACKER.compact(t, &mut claim);
                     }
-                    return elided;
+                    return Some(elided);
                 }
                 Copied::Real(reason) => why = reason,
             }
         }
-    } else if named {
-        why = Counter::PassBelowThreshold;
     }
     TRACKER.count(thread, why, 1);
-    if !named && TRACKER.pages.any_armed(dst) {
-        TRACKER.make_way(thread, dst);
-    }
-    // SAFETY: forwarded; pages that are still armed resolve themselves when touched.
-    unsafe { real_move(dst.start, src.start, src.len()) };
-    0
+    None
 }
 
 /// memset of at least [`LOOK_AT`] bytes.

@@ -3,7 +3,7 @@
 //! Soundness: pointers are the program's own arguments, passed on as they are or replaced by an iovec that the
 //! tracker built over the same destination; message headers of ours are locals.
 
-use crate::{TRACKER, config, real, sys, threads};
+use crate::{TRACKER, config, probe, real, sys, threads};
 use core::arch::naked_asm;
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicU8, Ordering};
@@ -12,8 +12,9 @@ use zio_tracker::policy;
 use zio_tracker::stats::Counter;
 use zio_tracker::thread::{IoVec, Thread};
 
-/// Flags under which received bytes may land in cores.
-const PLAIN_FLAGS: c_int = libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL | libc::MSG_CMSG_CLOEXEC;
+/// Flags under which received bytes may land in cores. Not MSG_WAITALL: what it has received so far must be in the
+/// program's buffer if a signal handler jumps out of the call.
+const PLAIN_FLAGS: c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | libc::MSG_CMSG_CLOEXEC;
 
 /// The kernel's `struct msghdr`.
 #[derive(Clone, Copy)]
@@ -237,48 +238,40 @@ unsafe extern "C" fn __recvfrom_chk(
     unsafe { if n > len { real::recvfrom_chk(fd, b, n, len, flags, a) } else { recvfrom(fd, b, n, flags, a, l) } }
 }
 
-/// Makes the destinations of a vectored call resident. `v` is the program's array.
-///
-/// # Safety
-/// As the call: `v` points at `n` entries.
-pub unsafe fn vector_resident(v: *const IoVec, n: usize) {
+/// Makes the buffers of a vectored call resident, and the array that names them. `v` is the program's array; entries
+/// that cannot be read are the kernel's to refuse.
+pub fn vector_resident(v: *const IoVec, n: usize) {
     if !config::loaded() || n > 1024 {
         return;
     }
     for i in 0..n {
-        // SAFETY: caller's contract.
-        let e = unsafe { v.add(i).read() };
-        if let Some(s) = Span::new(e.base, e.len) {
-            let _ = TRACKER.make_resident(threads::current(), s);
-        }
+        let Some(e) = probe::read::<IoVec>(v.wrapping_add(i) as u64) else { return };
+        touch(e.base, e.len);
     }
 }
 
 unsafe extern "C" fn do_recvmsg(fd: c_int, m: *mut MsgHdr, flags: c_int, site: u64) -> isize {
-    // SAFETY: the program's call; a bad header is the kernel's to refuse, a null one is not read here.
+    // SAFETY: the program's call; a bad header is the kernel's to refuse.
     unsafe {
         let direct = || real::recvmsg(fd, m.cast(), flags);
-        if m.is_null() || !config::loaded() {
+        let Some(head) = (if config::loaded() { probe::read::<MsgHdr>(m as u64) } else { None }) else {
             return direct();
-        }
-        let head = *m;
-        let one = head.iov_len == 1 && head.iov != 0 && flags & !PLAIN_FLAGS == 0;
-        if !one {
-            let v = head.iov as *const IoVec;
-            if !v.is_null() {
-                vector_resident(v, head.iov_len as usize);
-            }
-            touch(head.control, head.control_len);
-            return done(threads::current(), direct());
-        }
-        let v = *(head.iov as *const IoVec);
+        };
         touch(head.control, head.control_len);
-        recvmsg_one(fd, m, v, flags, site)
+        touch(head.name, u64::from(head.name_len));
+        if head.iov_len == 1
+            && flags & !PLAIN_FLAGS == 0
+            && let Some(v) = probe::read::<IoVec>(head.iov)
+        {
+            return recvmsg_one(fd, m, head, v, flags, site);
+        }
+        vector_resident(head.iov as *const IoVec, head.iov_len as usize);
+        done(threads::current(), direct())
     }
 }
 
 /// recvmsg with one buffer: the header's other fields are the program's, written back by the kernel.
-unsafe fn recvmsg_one(fd: c_int, m: *mut MsgHdr, v: IoVec, flags: c_int, site: u64) -> isize {
+unsafe fn recvmsg_one(fd: c_int, m: *mut MsgHdr, head: MsgHdr, v: IoVec, flags: c_int, site: u64) -> isize {
     // SAFETY: the program's header; its iovec pointer is put back whatever happens.
     unsafe {
         let direct = || real::recvmsg(fd, m.cast(), flags);
@@ -297,7 +290,7 @@ unsafe fn recvmsg_one(fd: c_int, m: *mut MsgHdr, v: IoVec, flags: c_int, site: u
             match TRACKER.receive_plan(t, &mut claim, s, slot) {
                 Ok(()) => {
                     let iov = claim.scratch().iov.as_slice();
-                    let mut copy = *m;
+                    let mut copy = head;
                     (copy.iov, copy.iov_len) = (iov.as_ptr() as u64, iov.len() as u64);
                     let r = real::recvmsg(fd, (&raw mut copy).cast(), flags);
                     TRACKER.receive_done(t, &mut claim, s.start, r.max(0) as u64, slot);
@@ -330,31 +323,31 @@ pub fn touch(base: u64, len: u64) {
     }
 }
 
+/// The one buffer of a vectored call, if there is one.
+fn single(v: *const IoVec, n: c_int) -> Option<IoVec> {
+    if n == 1 && config::active() { probe::read(v as u64) } else { None }
+}
+
 unsafe extern "C" fn do_readv(fd: c_int, v: *const IoVec, n: c_int, site: u64) -> isize {
     // SAFETY: the program's call.
     unsafe {
-        if n == 1 && !v.is_null() && config::active() {
-            let e = v.read();
-            return receive(fd, e.base, e.len as usize, site, Some(Way::Read), || real::readv(fd, v.cast_mut().cast(), n));
+        let direct = || real::readv(fd, v.cast_mut().cast(), n);
+        if let Some(e) = single(v, n) {
+            return receive(fd, e.base, e.len as usize, site, Some(Way::Read), direct);
         }
-        if n > 0 && !v.is_null() {
-            vector_resident(v, n as usize);
-        }
-        done(threads::current(), real::readv(fd, v.cast_mut().cast(), n))
+        vector_resident(v, n.max(0) as usize);
+        done(threads::current(), direct())
     }
 }
 
 unsafe extern "C" fn do_preadv(fd: c_int, v: *const IoVec, n: c_int, off: i64, site: u64) -> isize {
     // SAFETY: the program's call.
     unsafe {
-        if n == 1 && !v.is_null() && config::active() {
-            let e = v.read();
-            let direct = || real::preadv(fd, v.cast_mut().cast(), n, off);
+        let direct = || real::preadv(fd, v.cast_mut().cast(), n, off);
+        if let Some(e) = single(v, n) {
             return receive(fd, e.base, e.len as usize, site, Some(Way::At(off)), direct);
         }
-        if n > 0 && !v.is_null() {
-            vector_resident(v, n as usize);
-        }
-        done(threads::current(), real::preadv(fd, v.cast_mut().cast(), n, off))
+        vector_resident(v, n.max(0) as usize);
+        done(threads::current(), direct())
     }
 }

@@ -4,17 +4,20 @@
 //! the same bytes; message headers of ours are locals.
 
 use crate::receive::{MsgHdr, touch, vector_resident};
-use crate::{TRACKER, config, real, sys, threads};
+use crate::{TRACKER, config, probe, real, sys, threads};
 use core::ffi::{c_int, c_void};
 use zio_tracker::addr::Span;
 use zio_tracker::stats::Counter;
 use zio_tracker::thread::{IoVec, Thread};
 
-/// True if a byte of the buffers is on an armed page.
-unsafe fn any_armed(v: *const IoVec, n: usize) -> bool {
+/// True if a byte of the buffers is on an armed page. False too where the array cannot be read: the kernel refuses
+/// such a call.
+fn any_armed(v: *const IoVec, n: usize) -> bool {
+    if TRACKER.pages.armed_pages() == 0 {
+        return false;
+    }
     for i in 0..n {
-        // SAFETY: caller's contract: `n` entries.
-        let e = unsafe { v.add(i).read() };
+        let Some(e) = probe::read::<IoVec>(v.wrapping_add(i) as u64) else { return false };
         if Span::new(e.base, e.len).is_some_and(|s| TRACKER.pages.any_armed(s)) {
             return true;
         }
@@ -32,15 +35,13 @@ fn sent(t: Option<&Thread>, r: isize) -> isize {
 /// Common course: `parts` are the program's buffers; `gathered` makes the call with another iovec, `direct` as the
 /// program did.
 ///
-/// # Safety
-/// `v` points at `n` entries, if it is not null and `n` is not over IOV_MAX.
-unsafe fn send_parts(
+/// The calls in `gathered` and `direct` are the program's, with its arguments.
+fn send_parts(
     v: *const IoVec, n: usize, may_gather: impl FnOnce() -> bool,
     gathered: impl FnOnce(*mut c_void, usize) -> isize, direct: impl FnOnce() -> isize,
 ) -> isize {
     let t = threads::current();
-    // SAFETY: caller's contract.
-    if v.is_null() || n == 0 || n > 1024 || !config::loaded() || !unsafe { any_armed(v, n) } {
+    if v.is_null() || n == 0 || n > 1024 || !config::loaded() || !any_armed(v, n) {
         return sent(t, direct());
     }
     let here = 0u64;
@@ -53,8 +54,9 @@ unsafe fn send_parts(
         let input = &mut claim.scratch().input;
         input.clear();
         for i in 0..n {
-            // SAFETY: caller's contract.
-            input.push(unsafe { v.add(i).read() });
+            if let Some(e) = probe::read(v.wrapping_add(i) as u64) {
+                input.push(e);
+            }
         }
         match TRACKER.send_plan(t, &mut claim) {
             Ok(()) => {
@@ -67,8 +69,7 @@ unsafe fn send_parts(
         }
     }
     TRACKER.count(t, Counter::PassFlags, 1);
-    // SAFETY: caller's contract.
-    unsafe { vector_resident(v, n) };
+    vector_resident(v, n);
     sent(t, direct())
 }
 
@@ -176,10 +177,9 @@ unsafe extern "C" fn sendmsg(fd: c_int, m: *mut MsgHdr, flags: c_int) -> isize {
     // SAFETY: the program's call; a null header is the kernel's to refuse.
     unsafe {
         let direct = || real::sendmsg(fd, m.cast(), flags);
-        if m.is_null() || !config::loaded() {
+        let Some(head) = (if config::loaded() { probe::read::<MsgHdr>(m as u64) } else { None }) else {
             return direct();
-        }
-        let head = *m;
+        };
         touch(head.control, head.control_len);
         touch(head.name, u64::from(head.name_len));
         let gathered = |iov: *mut c_void, k: usize| {

@@ -153,6 +153,10 @@ unsafe extern "C" fn on_fault(sig: c_int, info: *mut libc::siginfo_t, context: *
                 }
             }
         }
+        if from_kernel && crate::probe::recover(context) {
+            *errno = saved;
+            return;
+        }
         pass_on(sig, info, context, from_kernel);
         *errno = saved;
     }

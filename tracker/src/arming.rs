@@ -154,6 +154,49 @@ impl<K: Kernel> Tracker<K> {
         r
     }
 
+    /// Arms the resident pages among `pages` with one call over all of them: arming an armed page again changes
+    /// nothing. The fresh ones are vacant until the caller names them. On an error they are as before.
+    pub(crate) fn arm_gaps(&self, st: &mut State, pages: Span) -> Result<(), Errno> {
+        if !self.is_known(st, pages) {
+            return Err(Errno::INVAL);
+        }
+        self.ensure_registered(st, pages)?;
+        self.pages.reserve(pages)?;
+        let mut fresh = [Span::default(); 64];
+        let (mut n, mut p, end) = (0, pages.start >> 12, pages.end >> 12);
+        while p < end {
+            let a = self.pages.find(Bit::Armed, false, p, end);
+            let b = self.pages.find(Bit::Armed, true, a, end);
+            if a < b {
+                let Some(slot) = fresh.get_mut(n) else { return Err(Errno::NOMEM) };
+                *slot = Span::between(a << 12, b << 12);
+                n += 1;
+            }
+            p = b;
+        }
+        let fresh = fresh.get(..n).unwrap_or(&[]);
+        let mark = |bit, on| fresh.iter().for_each(|&f| self.pages.set(bit, f, on));
+        mark(Bit::Vacant, true);
+        mark(Bit::Armed, true);
+        mark(Bit::Hot, false);
+        self.count(None, Counter::PageTableCalls, 1);
+        let r = match self.arming() {
+            Arming::Guard => self.kernel.guard_install(pages),
+            Arming::Missing => self.kernel.discard(pages),
+            Arming::Off => Err(Errno::INVAL),
+        };
+        if r.is_err() {
+            for &f in fresh {
+                if self.arming() == Arming::Guard {
+                    let _ = self.kernel.guard_remove(f);
+                }
+            }
+            mark(Bit::Armed, false);
+            mark(Bit::Vacant, false);
+        }
+        r
+    }
+
     /// Makes armed pages resident and empty (zeros): their names are dropped.
     pub(crate) fn disarm(&self, st: &mut State, pages: Span) -> Result<(), Errno> {
         if pages.is_empty() {
@@ -284,15 +327,48 @@ impl<K: Kernel> Tracker<K> {
     fn fill(&self, st: &mut State, dst: Span, src: *const u8) -> Result<u64, Errno> {
         let mut tries = 0;
         let page = Span::between(dst.start, dst.start + PAGE);
+        let mut part = dst;
         loop {
             self.count(None, Counter::PageTableCalls, 1);
-            match self.kernel.fill(dst, src) {
+            match self.kernel.fill(part, src) {
                 Ok(n) => return Ok(n),
+                // The range may cross into another mapping, which one call cannot: page by page then.
+                Err(Errno::NOENT | Errno::EXIST) if part.len() > PAGE => part = page,
                 // A page is there although it should not be: memory changed hands unseen. What is there is
                 // the program's truth.
                 Err(Errno::EXIST) => return Ok(PAGE),
                 Err(e) => self.recover(st, page, e, &mut tries)?,
             }
+        }
+    }
+
+    /// Gives an armed run bytes that stand in a core without being named.
+    pub(crate) fn fill_back(&self, st: &mut State, run: Span, core: u64) -> Result<(), Errno> {
+        let mut at = run.start;
+        while at < run.end {
+            let src = self.core_ptr(core + (at - run.start)) as *const u8;
+            let n = self.fill(st, Span::between(at, run.end), src)?;
+            self.unname(st, Span::between(at, at + n));
+            self.set_resident(Span::between(at, at + n));
+            self.count(None, Counter::BytesMaterialised, n);
+            at += n;
+        }
+        Ok(())
+    }
+
+    /// Ends the registration of a range that zio gives up: from then on the kernel treats its pages as if zio had
+    /// never been there. All of them are resident.
+    pub(crate) fn unregister(&self, st: &mut State, pages: Span) {
+        let mut at = pages.start;
+        while let Some(r) = st.registered.next_from(at) {
+            let part = pages.intersect(Span::between(r.start, r.start + r.len));
+            if r.start >= pages.end {
+                break;
+            }
+            self.count(None, Counter::PageTableCalls, 1);
+            let _ = self.kernel.unregister(part);
+            let _ = st.registered.erase(part.start, part.end, |_| ());
+            at = part.end;
         }
     }
 

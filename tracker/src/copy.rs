@@ -45,6 +45,7 @@ impl<K: Kernel> Tracker<K> {
         let x = c.scratch();
         x.captured = 0;
         let planned = self.locked(Some(t), |st| {
+            self.heal(st, src, dst, site);
             if !self.collect(st, &mut x.pieces, src) {
                 return Err(Counter::PassPieces);
             }
@@ -381,15 +382,13 @@ impl<K: Kernel> Tracker<K> {
         x.late.clear();
         let mut named = 0;
         self.locked(Some(t), |st| {
+            self.arm_segments(st, x);
             for i in 0..x.segments.len() {
                 let Some(&g) = x.segments.as_slice().get(i) else { break };
                 if g.fate == Fate::Direct {
                     continue;
                 }
                 let s = Span::between(g.start, g.end);
-                if g.fate == Fate::ToArm && self.arm(st, s).is_err() {
-                    self.count(None, Counter::PassKernel, 1);
-                }
                 named += self.rename_segment(st, x, dst, s, site);
             }
             if named > 0 {
@@ -405,6 +404,31 @@ impl<K: Kernel> Tracker<K> {
         }
         self.count(Some(t), Counter::Renames, u64::from(named > 0));
         named
+    }
+
+    /// Arms the segments that are to be: all at once where nothing but armed pages lies between them.
+    fn arm_segments(&self, st: &mut State, x: &Scratch) {
+        let all = x.segments.as_slice();
+        let mut i = 0;
+        while let Some(g) = all.get(i) {
+            i += 1;
+            if g.fate != Fate::ToArm {
+                continue;
+            }
+            let mut cover = Span::between(g.start, g.end);
+            let mut resident = cover.len();
+            for h in all.iter().skip(i).take_while(|h| h.fate != Fate::Direct) {
+                i += 1;
+                if h.fate == Fate::ToArm {
+                    cover.end = h.end;
+                    resident += h.end - h.start;
+                }
+            }
+            let done = if resident == cover.len() { self.arm(st, cover) } else { self.arm_gaps(st, cover) };
+            if done.is_err() {
+                self.count(None, Counter::PassKernel, 1);
+            }
+        }
     }
 
     fn finish_copy(&self, st: &mut State, x: &mut Scratch) {

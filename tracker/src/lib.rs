@@ -13,6 +13,7 @@ mod compact;
 pub mod copy;
 pub mod extent_map;
 pub mod fault;
+mod heal;
 mod life;
 pub mod lock;
 pub mod page_state;

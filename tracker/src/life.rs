@@ -104,6 +104,7 @@ impl<K: Kernel> Tracker<K> {
                 self.materialise(st, Span::between(page_down(k.start), page_up(k.start + k.len)))?;
                 at = k.start + k.len;
             }
+            self.unregister(st, Span::between(0, crate::addr::USER_END));
             self.set_arming(Arming::Off);
             self.publish(st);
             Ok(())
@@ -119,6 +120,7 @@ impl<K: Kernel> Tracker<K> {
         self.locked(t, |st| {
             self.materialise(st, Self::pages_of(s))?;
             let _ = st.known.erase(page_down(s.start), page_up(s.end), |_| ());
+            self.unregister(st, Self::pages_of(s));
             Ok(())
         })
         .unwrap_or(Ok(()))
@@ -140,6 +142,10 @@ impl<K: Kernel> Tracker<K> {
             } else {
                 self.disarm_all(st, pages);
                 let _ = st.known.erase(pages.start, pages.end, |_| ());
+                if self.arming() == Arming::Missing {
+                    // The allocator may give the memory back and get it again, unregistered, all unseen.
+                    self.unregister(st, pages);
+                }
             }
             self.publish(st);
         });
@@ -234,7 +240,10 @@ impl<K: Kernel> Tracker<K> {
         }
         let page = page_down(addr);
         let filled = self.kernel.fill_zero(Span::between(page, page + PAGE));
-        self.generation.fetch_add(1, Ordering::Release);
-        matches!(filled, Ok(_) | Err(Errno::EXIST))
+        if filled.is_ok() {
+            self.generation.fetch_add(1, Ordering::Release);
+        }
+        // EEXIST: the page is there, and the fault is about something else (its protection).
+        filled.is_ok()
     }
 }

@@ -23,6 +23,8 @@ use crate::thread::{Claim, Fate, IoVec, Late, Part, Scratch, Segment, Thread};
 pub const RECEIVE_MAX: u64 = 64 << 20;
 /// Core pages that a thread keeps for its next receive: half of the 1 MiB a thread that may be held unnamed.
 const WINDOW_KEEP: u32 = 128;
+/// Resident runs shorter than this, next to armed pages, are armed only when the site tries again, pages.
+const FEW_PAGES: u64 = 4;
 /// Smallest run asked of the arena, pages.
 const MIN_RUN: u32 = 16;
 
@@ -62,8 +64,8 @@ impl<K: Kernel> Tracker<K> {
             }
             let may_arm = plan == Plan::Elide;
             let rearm = may_arm && Self::site(st, site).rearm();
-            // Pages past the expected end are not worth arming, but armed ones there need core pages too.
-            let reach = dst.start + page_up(predicted);
+            // Pages that the expected end does not fill are not worth arming, but armed ones need core pages too.
+            let reach = page_down(dst.start + predicted);
             self.free_edge(st, dst.start);
             self.cut(st, scratch, dst, reach, may_arm, rearm)?;
             self.back_with_cores(st, scratch)
@@ -121,6 +123,13 @@ impl<K: Kernel> Tracker<K> {
             return (Fate::Direct, self.pages.find(Bit::Hot, false, page, stop) << 12);
         }
         let cold_end = if rearm { stop } else { self.pages.find(Bit::Hot, true, page, stop) };
+        // A few resident pages between armed ones are left-overs of another use of this memory (its edges). Arming
+        // them now and freeing other edges would go on for ever; copying them is cheaper until the next try.
+        let few = cold_end - page < FEW_PAGES;
+        let between = few && (self.pages.get(Bit::Armed, at.wrapping_sub(PAGE)) || self.pages.get(Bit::Armed, cold_end << 12));
+        if between && !rearm {
+            return (Fate::Direct, cold_end << 12);
+        }
         (Fate::ToArm, cold_end << 12)
     }
 

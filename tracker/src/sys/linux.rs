@@ -20,6 +20,8 @@ const UFFD_API: u64 = 0xAA;
 const UFFD_FEATURE_SIGBUS: u64 = 1 << 7;
 const UFFDIO_API: u64 = 0xC018_AA3F;
 const UFFDIO_REGISTER: u64 = 0xC020_AA00;
+const UFFDIO_UNREGISTER: u64 = 0x8010_AA01;
+const UFFDIO_WRITEPROTECT: u64 = 0xC018_AA06;
 const UFFDIO_COPY: u64 = 0xC028_AA03;
 const UFFDIO_ZEROPAGE: u64 = 0xC020_AA04;
 const REGISTER_MODE_MISSING: u64 = 1;
@@ -186,6 +188,16 @@ impl Kernel for Linux {
         };
         let mut arg = [s.start, s.len(), mode, 0];
         self.ioctl(UFFDIO_REGISTER, arg.as_mut_ptr())
+    }
+
+    fn unregister(&self, s: Span) -> Result<(), Errno> {
+        let mut arg = [s.start, s.len()];
+        self.ioctl(UFFDIO_UNREGISTER, arg.as_mut_ptr())
+    }
+
+    fn write_protect(&self, s: Span, on: bool) -> Result<(), Errno> {
+        let mut arg = [s.start, s.len(), u64::from(on)];
+        self.ioctl(UFFDIO_WRITEPROTECT, arg.as_mut_ptr())
     }
 
     fn fill(&self, dst: Span, src: *const u8) -> Result<u64, Errno> {

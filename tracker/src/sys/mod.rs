@@ -50,6 +50,11 @@ pub trait Kernel {
     fn populate(&self, s: Span) -> Result<(), Errno>;
     /// Registers the span with this process's userfaultfd, which is opened when needed.
     fn register(&self, s: Span, how: Register) -> Result<(), Errno>;
+    /// Takes a registration back; pages stay.
+    fn unregister(&self, s: Span) -> Result<(), Errno>;
+    /// Write-protects resident pages of a registered range, or ends that. A store to a protected page raises a
+    /// fault signal, as a touch of an armed page does.
+    fn write_protect(&self, s: Span, on: bool) -> Result<(), Errno>;
     /// Atomically fills missing (or guarded) pages at `dst` from `src`; returns the bytes done, which may
     /// be fewer than asked when an error stopped it after a part.
     fn fill(&self, dst: Span, src: *const u8) -> Result<u64, Errno>;
