@@ -293,11 +293,14 @@ pub unsafe fn copy_uncounted(dst: u64, src: u64, n: u64, site: u64) {
 unsafe fn copy_or_move(dst: u64, src: u64, n: u64, site: u64, counted: bool) {
     let thread = threads::current();
     let spans = Span::new(dst, n).zip(Span::new(src, n));
-    let elided = spans.and_then(|(d, s)| copy_by_name(d, s, site));
     if counted {
-        // Before the bytes move: a fault in the program's memory may leave by longjmp.
-        TRACKER.count(thread, Counter::BytesElided, elided.unwrap_or(0));
-        TRACKER.count(thread, Counter::CopiedByProgram, n - elided.unwrap_or(0));
+        // As moved, until it is known better: a fault in the program's memory may leave by longjmp.
+        TRACKER.count(thread, Counter::CopiedByProgram, n);
+    }
+    let elided = spans.and_then(|(d, s)| copy_by_name(d, s, site));
+    if counted && let Some(e) = elided {
+        TRACKER.count(thread, Counter::BytesElided, e);
+        TRACKER.count(thread, Counter::CopiedByProgram, e.wrapping_neg());
     }
     if elided.is_none() {
         if let Some((d, s)) = spans

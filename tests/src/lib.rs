@@ -1,4 +1,5 @@
 //! Harnesses that run unmodified programs plainly and under zio, and compare what they do.
 
+pub mod large;
 pub mod programs;
 pub mod redis;

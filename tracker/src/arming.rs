@@ -111,15 +111,37 @@ impl<K: Kernel> Tracker<K> {
         Ok(())
     }
 
-    /// After fork in `sigbus` mode: registrations are gone, and missing pages would read as zeros.
-    pub(crate) fn register_all_again(&self, st: &mut State) {
+    /// After fork in `sigbus` mode: registrations are gone, and missing pages would read as zeros. False if a range
+    /// could not be registered.
+    pub(crate) fn register_all_again(&self, st: &mut State) -> bool {
         let mut at = 0;
+        let mut all = true;
         while let Some(e) = st.registered.next_from(at) {
             self.count(None, Counter::PageTableCalls, 1);
             let s = Span::between(e.start, e.start + e.len);
-            let _ = self.kernel.register(s, Register::Missing);
+            all &= self.kernel.register(s, Register::Missing).is_ok();
             at = s.end;
         }
+        all
+    }
+
+    /// In a child of `sigbus` mode that cannot register: its one thread fills all pages by copying, and elides no
+    /// more. The pages are ordinary missing ones, so that touching them cannot need the lock.
+    pub(crate) fn fill_all_alone(&self, st: &mut State) {
+        self.set_arming(Arming::Off);
+        let mut at = 0;
+        while let Some(e) = st.map.next_from(at) {
+            at = e.start + e.len;
+            // SAFETY: named program memory is known, writable, and unregistered in this child.
+            unsafe { self.kernel.core_to_prog(e.start, self.core_ptr(e.core), e.len) };
+            self.unname(st, Span::between(e.start, at));
+        }
+        let mut at = 0;
+        while let Some(r) = st.registered.next_from(at) {
+            self.set_resident(Span::between(r.start, r.start + r.len));
+            at = r.start + r.len;
+        }
+        Self::clear_registered(st);
     }
 
     /// Arms resident pages (whole pages, known memory) as vacant; the caller names them right after. On an
@@ -254,8 +276,7 @@ impl<K: Kernel> Tracker<K> {
                 } else {
                     self.kernel.reset_descriptor();
                     if self.arming() == Arming::Missing {
-                        self.register_all_again(st);
-                        return Ok(());
+                        return if self.register_all_again(st) { Ok(()) } else { Err(e) };
                     }
                     Self::clear_registered(st);
                 }
@@ -337,9 +358,26 @@ impl<K: Kernel> Tracker<K> {
                 // A page is there although it should not be: memory changed hands unseen. What is there is
                 // the program's truth.
                 Err(Errno::EXIST) => return Ok(PAGE),
-                Err(e) => self.recover(st, page, e, &mut tries)?,
+                Err(e) => {
+                    if let Err(e) = self.recover(st, page, e, &mut tries) {
+                        return self.fill_alone(page, src).ok_or(e);
+                    }
+                }
             }
         }
+    }
+
+    /// The last resort of a process with one thread, such as a child that finds no free descriptor: takes the
+    /// marker off and copies. Nobody else can look in between, and the page is an ordinary one by then, so that
+    /// touching it cannot need the lock.
+    fn fill_alone(&self, page: Span, src: *const u8) -> Option<u64> {
+        if self.threaded.load(Ordering::Relaxed) || self.arming() != Arming::Guard {
+            return None;
+        }
+        self.kernel.guard_remove(page).ok()?;
+        // SAFETY: an armed page is writable known memory; `src` is a page of core or bounce memory.
+        unsafe { self.kernel.core_to_prog(page.start, src, PAGE) };
+        Some(PAGE)
     }
 
     /// Gives an armed run bytes that stand in a core without being named.

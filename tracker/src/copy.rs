@@ -165,15 +165,15 @@ impl<K: Kernel> Tracker<K> {
         if !elide {
             return 0;
         }
+        if !self.is_known(st, dst) {
+            self.count(None, Counter::PassUnknownMemory, 1);
+            return 0;
+        }
         self.free_edge(st, dst.start);
         self.free_edge(st, dst.end);
-        let may_arm = self.is_known(st, dst.inner_pages());
-        if !may_arm {
-            self.count(None, Counter::PassUnknownMemory, 1);
-        }
         let (mut at, mut named) = (dst.start, 0);
         while at < dst.end {
-            let (fate, stop) = self.fate(at, dst, may_arm, rearm);
+            let (fate, stop) = self.fate(at, dst, true, rearm);
             let stop = stop.min(dst.end);
             if fate != Fate::Direct {
                 named += stop - at;

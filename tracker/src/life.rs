@@ -18,7 +18,7 @@ impl<K: Kernel> Tracker<K> {
 
     /// A private, anonymous, writable mapping came to be (outside of [`Self::with_mapping_change`]).
     pub fn mapping_added(&self, t: Option<&Thread>, s: Span) {
-        self.locked(t, |st| self.know(st, s.inner_pages(), KNOWN_MAPPING));
+        self.locked(t, |st| self.know(st, s, KNOWN_MAPPING));
     }
 
     /// Runs `change`, a real call that unmaps or maps over `s`, under the lock, so that nobody gets the
@@ -37,7 +37,7 @@ impl<K: Kernel> Tracker<K> {
             if took {
                 self.forget(st, Self::pages_of(s));
                 if eligible {
-                    self.know(st, s.inner_pages(), KNOWN_MAPPING);
+                    self.know(st, s, KNOWN_MAPPING);
                 }
                 self.publish(st);
             }
@@ -128,7 +128,7 @@ impl<K: Kernel> Tracker<K> {
 
     /// A block of a size that may be elided was allocated by an allocator that may unmap it unseen once freed.
     pub fn block_added(&self, t: Option<&Thread>, block: Span) {
-        self.locked(t, |st| self.know(st, block.inner_pages(), KNOWN_BLOCK));
+        self.locked(t, |st| self.know(st, block, KNOWN_BLOCK));
     }
 
     /// Such a block is about to be freed: nothing about it stays.
@@ -137,11 +137,11 @@ impl<K: Kernel> Tracker<K> {
     pub fn block_removed(&self, t: Option<&Thread>, block: Span, unmapped: bool) {
         self.locked(t, |st| {
             let pages = block.inner_pages();
+            let _ = st.known.erase(block.start, block.end, |_| ());
             if unmapped {
-                self.forget(st, pages);
+                self.forget(st, Self::pages_of(block));
             } else {
                 self.disarm_all(st, pages);
-                let _ = st.known.erase(pages.start, pages.end, |_| ());
                 if self.arming() == Arming::Missing {
                     // The allocator may give the memory back and get it again, unregistered, all unseen.
                     self.unregister(st, pages);

@@ -66,21 +66,24 @@ impl<K: Kernel> Tracker<K> {
             let rearm = may_arm && Self::site(st, site).rearm();
             // Pages that the expected end does not fill are not worth arming, but armed ones need core pages too.
             let reach = page_down(dst.start + predicted);
+            if !self.is_known(st, dst) {
+                // A destination that may end in unmapped or read-only memory: the kernel must see all of it.
+                return Err(Passed(Counter::PassUnknownMemory));
+            }
             self.free_edge(st, dst.start);
-            self.cut(st, scratch, dst, reach, may_arm, rearm)?;
+            self.cut(scratch, dst, reach, may_arm, rearm)?;
             self.back_with_cores(st, scratch)
         })
         .unwrap_or(Err(Passed(Counter::PassKernel)))
     }
 
     /// Cuts `dst` into segments.
-    fn cut(&self, st: &State, x: &mut Scratch, dst: Span, reach: u64, may_arm: bool, rearm: bool) -> Result<(), Passed> {
+    fn cut(&self, x: &mut Scratch, dst: Span, reach: u64, may_arm: bool, rearm: bool) -> Result<(), Passed> {
         x.segments.clear();
-        let known = may_arm && self.is_known(st, dst.inner_pages());
         let mut core_bytes = 0;
         let mut at = dst.start;
         while at < dst.end {
-            let (fate, stop) = self.fate(at, dst, known && at < reach, rearm);
+            let (fate, stop) = self.fate(at, dst, may_arm && at < reach, rearm);
             let stop = if stop < dst.end { stop } else { dst.end };
             let grown = match x.segments.as_mut_slice().last_mut() {
                 Some(last) if last.fate == fate => {
@@ -98,7 +101,7 @@ impl<K: Kernel> Tracker<K> {
             at = stop;
         }
         if core_bytes == 0 {
-            return Err(Passed(if known || !may_arm { Counter::PassResident } else { Counter::PassUnknownMemory }));
+            return Err(Passed(Counter::PassResident));
         }
         Ok(())
     }

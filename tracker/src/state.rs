@@ -256,7 +256,9 @@ impl<K: Kernel> Tracker<K> {
         let missing = self.arming() == Arming::Missing;
         self.locked(None, |st| {
             if missing {
-                self.register_all_again(st);
+                if !self.register_all_again(st) {
+                    self.fill_all_alone(st);
+                }
             } else {
                 Self::clear_registered(st);
             }
