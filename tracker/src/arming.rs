@@ -15,6 +15,8 @@ use core::sync::atomic::Ordering;
 /// Chunk that is registered at once in `sigbus` mode, bytes: neighbours merge into few mappings, and at most
 /// this much is populated early.
 const CHUNK: u64 = 2 << 20;
+/// Bytes above the stack pointer that may belong to the running stack.
+const STACK_REACH: u64 = 8 << 20;
 /// How often a fill is tried again when the kernel says EAGAIN.
 const FILL_TRIES: u32 = 64;
 
@@ -144,15 +146,22 @@ impl<K: Kernel> Tracker<K> {
         Self::clear_registered(st);
     }
 
+    /// Only known memory is armed, and no part of the stack that is running, should the program have put it into
+    /// such memory: the kernel writes signal frames there.
+    fn may_arm(&self, st: &State, pages: Span) -> Result<(), Errno> {
+        let here = 0u8;
+        let sp = &raw const here as u64;
+        let on_stack = st.known.find(sp).is_some() && pages.end > sp && pages.start < sp.saturating_add(STACK_REACH);
+        if on_stack || !self.is_known(st, pages) { Err(Errno::INVAL) } else { Ok(()) }
+    }
+
     /// Arms resident pages (whole pages, known memory) as vacant; the caller names them right after. On an
     /// error they are as before.
     pub(crate) fn arm(&self, st: &mut State, pages: Span) -> Result<(), Errno> {
         if pages.is_empty() {
             return Ok(());
         }
-        if !self.is_known(st, pages) {
-            return Err(Errno::INVAL);
-        }
+        self.may_arm(st, pages)?;
         self.ensure_registered(st, pages)?;
         self.pages.reserve(pages)?;
         self.pages.set(Bit::Vacant, pages, true);
@@ -179,9 +188,7 @@ impl<K: Kernel> Tracker<K> {
     /// Arms the resident pages among `pages` with one call over all of them: arming an armed page again changes
     /// nothing. The fresh ones are vacant until the caller names them. On an error they are as before.
     pub(crate) fn arm_gaps(&self, st: &mut State, pages: Span) -> Result<(), Errno> {
-        if !self.is_known(st, pages) {
-            return Err(Errno::INVAL);
-        }
+        self.may_arm(st, pages)?;
         self.ensure_registered(st, pages)?;
         self.pages.reserve(pages)?;
         let mut fresh = [Span::default(); 64];

@@ -46,7 +46,9 @@ impl<K: Kernel> Tracker<K> {
         x.captured = 0;
         let planned = self.locked(Some(t), |st| {
             self.heal(st, src, dst, site);
-            if !self.collect(st, &mut x.pieces, src) {
+            x.pieces.clear();
+            x.split.clear();
+            if !self.append_pieces(st, &mut x.pieces, src) || x.pieces.len() >= MAX_PIECES / 2 {
                 return Err(Counter::PassPieces);
             }
             let s = Self::site(st, site);
@@ -55,6 +57,11 @@ impl<K: Kernel> Tracker<K> {
             let to_name = self.cut_copy(st, x, dst, elide, rearm);
             // Resident bytes that go to armed pages are captured: moved, but the page stays armed.
             let rename = to_name * NAMED_PART >= dst.len() && (named_source(x) > 0 || self.mostly_armed(dst));
+            if rename && let Some(done) = self.rename_at_once(st, x, dst, src, site) {
+                self.publish(st);
+                return Ok(Some(done));
+            }
+            self.pin_pieces(st, &x.pieces);
             if !(rename && self.capture_room(st, x, dst)) {
                 // Gather: the bytes move, straight from the cores; the source stays elided.
                 let why = if !elide { Counter::PassBackoff } else if rename { Counter::PassPieces } else { Counter::PassResident };
@@ -63,10 +70,16 @@ impl<K: Kernel> Tracker<K> {
                 self.clear_way(st, dst);
                 x.segments.push(Segment { start: dst.start, end: dst.end, fate: Fate::Direct });
             }
-            Ok(())
+            Ok(None)
         });
         match planned {
-            Some(Ok(())) => {}
+            Some(Ok(None)) => {}
+            Some(Ok(Some((moves, elided)))) => {
+                self.finish_at_once(t, x, &moves);
+                self.count(Some(t), Counter::Renames, u64::from(elided > 0));
+                self.maintain(t);
+                return Copied::Done { elided };
+            }
             Some(Err(why)) => return Copied::Real(why),
             None => return Copied::Real(Counter::PassKernel),
         }
@@ -359,7 +372,7 @@ impl<K: Kernel> Tracker<K> {
         }
     }
 
-    fn move_piece(&self, to: Span, place: Place, from: u64) {
+    pub(crate) fn move_piece(&self, to: Span, place: Place, from: u64) {
         match place {
             // SAFETY: both ranges are the program's arguments.
             Place::Resident => unsafe { self.kernel.prog_to_prog(to.start, from, to.len()) },
@@ -375,145 +388,6 @@ impl<K: Kernel> Tracker<K> {
                 }
             }
         }
-    }
-
-    /// Replaces the names of the destination's segments, unpins the pieces; returns bytes that got names.
-    fn rename(&self, t: &Thread, x: &mut Scratch, dst: Span, site: u16) -> u64 {
-        x.late.clear();
-        let mut named = 0;
-        self.locked(Some(t), |st| {
-            self.arm_segments(st, x);
-            for i in 0..x.segments.len() {
-                let Some(&g) = x.segments.as_slice().get(i) else { break };
-                if g.fate == Fate::Direct {
-                    continue;
-                }
-                let s = Span::between(g.start, g.end);
-                named += self.rename_segment(st, x, dst, s, site);
-            }
-            if named > 0 {
-                Self::site(st, site).elided(named);
-            }
-            if x.late.is_empty() {
-                self.finish_copy(st, x);
-            }
-        });
-        if !x.late.is_empty() {
-            self.copy_late(t, x);
-            self.locked(Some(t), |st| self.finish_copy(st, x));
-        }
-        self.count(Some(t), Counter::Renames, u64::from(named > 0));
-        named
-    }
-
-    /// Arms the segments that are to be: all at once where nothing but armed pages lies between them.
-    fn arm_segments(&self, st: &mut State, x: &Scratch) {
-        let all = x.segments.as_slice();
-        let mut i = 0;
-        while let Some(g) = all.get(i) {
-            i += 1;
-            if g.fate != Fate::ToArm {
-                continue;
-            }
-            let mut cover = Span::between(g.start, g.end);
-            let mut resident = cover.len();
-            for h in all.iter().skip(i).take_while(|h| h.fate != Fate::Direct) {
-                i += 1;
-                if h.fate == Fate::ToArm {
-                    cover.end = h.end;
-                    resident += h.end - h.start;
-                }
-            }
-            let done = if resident == cover.len() { self.arm(st, cover) } else { self.arm_gaps(st, cover) };
-            if done.is_err() {
-                self.count(None, Counter::PassKernel, 1);
-            }
-        }
-    }
-
-    fn finish_copy(&self, st: &mut State, x: &mut Scratch) {
-        // Captured pieces replaced resident ones in `split`; the others are the same in both lists.
-        let pinned = if x.split.is_empty() { &x.pieces } else { &x.split };
-        self.unpin_pieces(st, pinned);
-        x.pieces.clear();
-        x.split.clear();
-        self.publish(st);
-    }
-
-    fn rename_segment(&self, st: &mut State, x: &mut Scratch, dst: Span, s: Span, site: u16) -> u64 {
-        let mut named = 0;
-        let mut offset = dst.start;
-        for i in 0..x.split.len() {
-            let Some(&p) = x.split.as_slice().get(i) else { break };
-            let part = Span::between(offset, offset + p.len).intersect(s);
-            let skip = part.start.wrapping_sub(offset);
-            offset += p.len;
-            if part.is_empty() {
-                continue;
-            }
-            let mut at = part.start;
-            while at < part.end {
-                let armed = self.pages.get(Bit::Armed, at);
-                let last = crate::addr::page_up(part.end) >> 12;
-                let stop = (self.pages.find(Bit::Armed, !armed, at >> 12, last) << 12).min(part.end);
-                let run = Span::between(at, stop);
-                let from = p.at + skip + (at - part.start);
-                named += self.rename_run(st, x, run, p.place, from, armed, site);
-                at = stop;
-            }
-        }
-        named
-    }
-
-    #[allow(clippy::too_many_arguments)] // One run of one piece: all of it is needed, none of it is a type.
-    fn rename_run(&self, st: &mut State, x: &mut Scratch, run: Span, place: Place, from: u64, armed: bool, site: u16) -> u64 {
-        let ok = armed
-            && match place {
-                Place::Core => self.name_armed(st, run, from, site),
-                Place::Zero => self.name_zeros(st, run, site),
-                Place::Resident => false,
-            };
-        if ok {
-            return run.len();
-        }
-        if armed {
-            let _ = self.materialise(st, Self::pages_of(run));
-        }
-        match place {
-            Place::Core => self.note_late(x, Late { dst: run.start, core: from, len: run.len() }),
-            _ => {
-                let mut at = run.start;
-                while at < run.end {
-                    let n = PAGE.min(run.end - at);
-                    self.note_late(x, Late { dst: at, core: ZERO_CORE, len: n });
-                    at += n;
-                }
-            }
-        }
-        0
-    }
-
-    /// Names zeros: whole pages become vacant, the rest names the page of zeros.
-    fn name_zeros(&self, st: &mut State, run: Span, site: u16) -> bool {
-        let inner = run.inner_pages();
-        let mut at = run.start;
-        while at < run.end {
-            if inner.start == at && !inner.is_empty() {
-                if !self.unname(st, inner) {
-                    return false;
-                }
-                self.pages.set(Bit::Vacant, inner, true);
-                at = inner.end;
-                continue;
-            }
-            let stop = (page_down(at) + PAGE).min(run.end);
-            let core = ZERO_CORE + (at & (PAGE - 1));
-            if !self.name_armed(st, Span::between(at, stop), core, site) {
-                return false;
-            }
-            at = stop;
-        }
-        true
     }
 }
 

@@ -20,6 +20,7 @@ pub mod page_state;
 pub mod policy;
 pub mod raw;
 pub mod receive;
+mod rename;
 mod send;
 pub mod state;
 pub mod stats;

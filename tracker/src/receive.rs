@@ -62,6 +62,11 @@ impl<K: Kernel> Tracker<K> {
                     _ => Counter::PassPredictedSmall,
                 }));
             }
+            if predicted < PAGE && self.all_vacant(dst) {
+                // A buffer that will get small messages, in memory that was freed: one call makes it ordinary for
+                // good, where every receive through cores would cost a little.
+                return Err(Passed(Counter::PassPredictedSmall));
+            }
             let may_arm = plan == Plan::Elide;
             let rearm = may_arm && Self::site(st, site).rearm();
             // Pages that the expected end does not fill are not worth arming, but armed ones need core pages too.
@@ -104,6 +109,13 @@ impl<K: Kernel> Tracker<K> {
             return Err(Passed(Counter::PassResident));
         }
         Ok(())
+    }
+
+    fn all_vacant(&self, s: Span) -> bool {
+        let (first, last) = (s.start >> 12, page_up(s.end) >> 12);
+        let armed = self.pages.find(Bit::Armed, true, first, last);
+        let end = self.pages.find(Bit::Vacant, false, armed, last);
+        self.pages.find(Bit::Armed, true, end, last) >= last
     }
 
     /// What happens to the bytes from `at` on, and up to where the same is true at least.

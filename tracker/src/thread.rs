@@ -198,6 +198,23 @@ pub struct FaultHistory {
     pub streak: AtomicU32,
 }
 
+/// Most handlers of the program's that can be interrupted, one inside the other, off our signal stack.
+pub const AWAY_MAX: usize = 8;
+
+/// What a thread's signal handlers leave for each other. Only the thread itself touches it.
+#[derive(Default)]
+pub struct SignalBooks {
+    /// Handlers of the program's that run off our signal stack while a frame below them is on it, outermost first:
+    /// the stack pointer that each started with, and how many bytes of our stack are free meanwhile.
+    pub away: [[AtomicU64; 2]; AWAY_MAX],
+    /// How many entries of `away` are in use.
+    pub depth: AtomicU32,
+    /// Fault signals that were sent while the program believed to have blocked them.
+    pub pending: AtomicU64,
+    /// The `siginfo_t` of each pending one: SIGSEGV, SIGBUS.
+    pub info: [[AtomicU64; 16]; 2],
+}
+
 /// A thread's record. All zeros is a free one.
 #[repr(C)]
 pub struct Thread {
@@ -219,6 +236,8 @@ pub struct Thread {
     pub believed_mask: AtomicU64,
     /// Signal mask to restore after a deferral.
     pub saved_mask: AtomicU64,
+    /// Handlers in progress, and signals that wait.
+    pub signals: SignalBooks,
     /// Fault handler's memory.
     pub faults: FaultHistory,
     scratch: UnsafeCell<Scratch>,
@@ -250,6 +269,14 @@ impl Thread {
         self.busy.store(0, Ordering::Relaxed);
         self.critical.store(0, Ordering::Relaxed);
         self.deferred.store(0, Ordering::Relaxed);
+        self.believed_mask.store(0, Ordering::Relaxed);
+        self.signals.depth.store(0, Ordering::Relaxed);
+        self.signals.pending.store(0, Ordering::Relaxed);
+    }
+
+    /// Stack pointer of the operation in progress, 0 when there is none.
+    pub fn operation(&self) -> u64 {
+        self.busy.load(Ordering::Relaxed)
     }
 
     /// Enters a critical section: program signal handlers are deferred until [`Self::leave`].

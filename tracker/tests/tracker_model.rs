@@ -20,6 +20,7 @@ mod world;
 use std::collections::BTreeMap;
 use world::{Config, Rng, World};
 use zio_tracker::state::Arming;
+use zio_tracker::stats::{COUNTER_NAMES, Shard};
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |v| v.parse().expect(name))
@@ -35,7 +36,7 @@ fn shape(seed: u64, arming: Arming, failures: bool) -> Config {
         threshold: [4096, 4096, 8192, 1][r.below(4) as usize],
         merge: r.coin(2),
         arena_pages,
-        cap_pages: if r.coin(4) { 200 } else { u64::from(arena_pages) },
+        cap_pages: if r.coin(4) { 20 + r.below(200) } else { u64::from(arena_pages) },
         map_nodes: [2000, 2000, 2000, 12][r.below(4) as usize],
         failures: if failures { [3, 10, 50, 400][r.below(4) as usize] } else { 0 },
         removal_fails: false,
@@ -78,6 +79,13 @@ fn run(name: &str, ops: u64, shape: impl Fn(u64) -> Config) {
             drop(report);
             for (k, n) in w.done.borrow().iter() {
                 *kinds.entry(*k).or_insert(0) += n;
+            }
+            for (i, k) in COUNTER_NAMES.iter().enumerate() {
+                let count = |s: &Shard| s.counters[i].load(std::sync::atomic::Ordering::Relaxed);
+                let n: u64 = w.tracker().stats().map_or(0, |p| p.shards.iter().map(count).sum());
+                if n > 0 {
+                    *kinds.entry(*k).or_insert(0) += n;
+                }
             }
         }
         // SAFETY: `w` is gone.

@@ -120,6 +120,12 @@ pub fn range(w: &World) -> Span {
     span
 }
 
+/// A range with data that was elided, if one is found quickly.
+fn source(w: &World) -> Span {
+    let tries = [(); 4].map(|()| range(w));
+    *tries.iter().find(|s| w.tracker().pages.any_armed(**s)).unwrap_or(&tries[0])
+}
+
 /// A call site: some are old acquaintances, some have no history.
 fn site(w: &World) -> u16 {
     let n = if w.rng.coin(4) { 8 } else { SITES as u64 };
@@ -191,7 +197,7 @@ fn deliver(w: &World, iov: &[IoVec], dst: Span, data: &[u8]) {
 }
 
 fn copy(w: &World) {
-    let (a, b, site) = (range(w), range(w), site(w));
+    let (a, b, site) = (source(w), range(w), site(w));
     let len = if w.rng.coin(2) { a.len() } else { a.len().min(b.len()) };
     if b.start + len > END {
         return;
@@ -236,7 +242,7 @@ fn copy_as_hooked(w: &World, dst: Span, src: Span, site: u16) {
 
 fn send(w: &World) {
     let n = if w.rng.coin(2) { 1 } else { 1 + w.rng.below(5) };
-    let parts: Vec<Span> = (0..n).map(|_| range(w)).filter(|s| w.is_free(*s, false)).collect();
+    let parts: Vec<Span> = (0..n).map(|_| source(w)).filter(|s| w.is_free(*s, false)).collect();
     w.note("send", [parts.first().map_or(0, |s| s.start), parts.first().map_or(0, |s| s.len()), n]);
     let busy: Vec<_> = parts.iter().map(|s| (*s, false)).collect();
     let mut sent = Vec::new();
@@ -283,7 +289,7 @@ fn seen(w: &World, at: u64, bytes: &[u8], how: &str) {
 }
 
 fn gather(w: &World) {
-    let src = range(w);
+    let src = source(w);
     if !w.is_free(src, false) {
         return;
     }

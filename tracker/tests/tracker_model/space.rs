@@ -26,6 +26,8 @@ pub struct Page {
     pub mapped: bool,
     pub present: bool,
     pub guard: bool,
+    /// Write-protected by userfaultfd.
+    pub protected: bool,
     pub registered: Option<Register>,
     pub mapping: u32,
     /// The descriptor that it is registered with.
@@ -108,13 +110,13 @@ impl Space {
     /// MADV_DONTNEED, by the program or the tracker: markers stay.
     pub fn discard(&mut self, s: Span) {
         for i in indices(s) {
-            self.pages[i].present = false;
+            (self.pages[i].present, self.pages[i].protected) = (false, false);
         }
         self.slice_mut(s.start, s.len()).fill(0xdd);
     }
 
     /// What an access to the page of `addr` meets; a page that is only missing becomes present.
-    pub fn access(&mut self, addr: u64) -> Access {
+    pub fn access(&mut self, addr: u64, write: bool) -> Access {
         let i = ((addr - BASE) / PAGE) as usize;
         let p = &mut self.pages[i];
         if !p.mapped {
@@ -122,7 +124,7 @@ impl Space {
         }
         if p.present {
             assert!(!p.guard);
-            return Access::Fine;
+            return if write && p.protected { Access::Armed } else { Access::Fine };
         }
         if p.guard || p.registered == Some(Register::Missing) {
             return Access::Armed;
@@ -135,7 +137,7 @@ impl Space {
     /// Every registration is gone: the descriptor was closed, or this is a forked child.
     pub fn lose_registrations(&mut self) {
         for p in &mut self.pages {
-            p.registered = None;
+            (p.registered, p.protected) = (None, false);
         }
     }
 
@@ -144,8 +146,8 @@ impl Space {
             if !self.pages[i].mapped {
                 return Err(Errno::NOMEM);
             }
-            self.pages[i].guard = true;
-            self.pages[i].present = false;
+            let p = &mut self.pages[i];
+            (p.guard, p.present, p.protected) = (true, false, false);
         }
         self.slice_mut(s.start, s.len()).fill(0xcc);
         Ok(())
@@ -157,7 +159,7 @@ impl Space {
 
     fn populate(&mut self, s: Span) -> Result<(), Errno> {
         for i in indices(s) {
-            match self.access(BASE + i as u64 * PAGE) {
+            match self.access(BASE + i as u64 * PAGE, true) {
                 Access::Fine => {}
                 Access::Armed => return Err(FAULT),
                 Access::Unmapped => return Err(Errno::NOMEM),
@@ -185,6 +187,30 @@ impl Space {
         Ok(())
     }
 
+    fn unregister(&mut self, s: Span) -> Result<(), Errno> {
+        if self.closed {
+            return Err(Errno::BADF);
+        }
+        for i in indices(s) {
+            (self.pages[i].registered, self.pages[i].protected) = (None, false);
+        }
+        Ok(())
+    }
+
+    fn protect(&mut self, s: Span, on: bool) -> Result<(), Errno> {
+        if self.closed {
+            return Err(Errno::BADF);
+        }
+        for i in indices(s) {
+            let p = &mut self.pages[i];
+            if p.registered != Some(Register::WriteProtect) {
+                return Err(Errno::NOENT);
+            }
+            p.protected = on && p.present;
+        }
+        Ok(())
+    }
+
     /// UFFDIO_COPY and UFFDIO_ZEROPAGE: one registered mapping holds the whole range, or nothing happens.
     fn fill(&mut self, s: Span, src: *const u8, limit: usize) -> Result<u64, Errno> {
         if self.closed {
@@ -206,7 +232,7 @@ impl Space {
             if p.present || (p.guard && src.is_null()) {
                 return if done == 0 { Err(Errno::EXIST) } else { Ok(done) };
             }
-            (p.present, p.guard) = (true, false);
+            (p.present, p.guard, p.protected) = (true, false, false);
             let at = i * PAGE as usize;
             let to = &mut self.bytes[at..at + PAGE as usize];
             if src.is_null() {
@@ -295,6 +321,24 @@ impl Kernel for FakeKernel {
             return Err(e);
         }
         w.space.borrow_mut().register(s, how)
+    }
+
+    fn unregister(&self, s: Span) -> Result<(), Errno> {
+        let w = self.world();
+        if let Some(e) = w.injected() {
+            return Err(e);
+        }
+        w.space.borrow_mut().unregister(s)
+    }
+
+    fn write_protect(&self, s: Span, on: bool) -> Result<(), Errno> {
+        let w = self.world();
+        if (on || w.config.removal_fails)
+            && let Some(e) = w.injected()
+        {
+            return Err(e);
+        }
+        w.space.borrow_mut().protect(s, on)
     }
 
     fn fill(&self, dst: Span, src: *const u8) -> Result<u64, Errno> {

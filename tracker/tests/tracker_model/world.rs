@@ -30,7 +30,9 @@ pub struct Rng(Cell<u64>);
 impl Rng {
     pub fn new(seed: u64) -> Rng {
         let r = Rng(Cell::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1));
-        (0..4).for_each(|_| drop(r.next()));
+        for _ in 0..4 {
+            r.next();
+        }
         r
     }
 
@@ -298,7 +300,7 @@ impl World {
     /// The program's access to the page of `addr`, with the fault handler's help.
     fn touch(&self, addr: u64, write: bool) {
         for _ in 0..200 {
-            match self.space.borrow_mut().access(addr) {
+            match self.space.borrow_mut().access(addr, write) {
                 Access::Fine => return,
                 Access::Unmapped => panic!("access to unmapped memory at {addr:#x}"),
                 Access::Armed => {}
@@ -374,7 +376,7 @@ impl World {
     pub fn kernel_reads(&self, at: u64, len: u64, out: &mut Vec<u8>) {
         if is_program(at) {
             Self::by_page(at, len, |a, n, _| {
-                let r = self.space.borrow_mut().access(a);
+                let r = self.space.borrow_mut().access(a, false);
                 assert_eq!(r, Access::Fine, "EFAULT at {a:#x} in a system call that reads");
                 out.extend_from_slice(self.space.borrow().slice(a, n));
             });
@@ -388,7 +390,7 @@ impl World {
     pub fn kernel_writes(&self, at: u64, bytes: &[u8]) {
         if is_program(at) {
             Self::by_page(at, bytes.len() as u64, |a, n, offset| {
-                let r = self.space.borrow_mut().access(a);
+                let r = self.space.borrow_mut().access(a, true);
                 assert_eq!(r, Access::Fine, "EFAULT at {a:#x} in a system call that writes");
                 self.space.borrow_mut().slice_mut(a, n).copy_from_slice(&bytes[offset..][..n as usize]);
             });
@@ -445,13 +447,18 @@ impl World {
         });
     }
 
-    /// Compares the pages of a range with the oracle.
+    /// Compares a range with the oracle, unless another thread's operation is changing it.
     pub fn compare(&self, s: Span) {
+        if !self.is_free(s, false) {
+            return;
+        }
         let mut page = [0; PAGE as usize];
         let mut at = s.outer_pages().start;
         while at < s.end {
             self.peek(at, &mut page);
-            if let Some(wrong) = self.oracle.borrow().differs(at, &page) {
+            let part = Span::between(at, at + PAGE).intersect(s);
+            let bytes = &page[(part.start - at) as usize..(part.end - at) as usize];
+            if let Some(wrong) = self.oracle.borrow().differs(part.start, bytes) {
                 let t = self.tracker();
                 let state = [Bit::Armed, Bit::Vacant, Bit::Hot].map(|b| t.pages.get(b, at));
                 let extent = t.locked(None, |st| st.map.find(wrong)).flatten();
