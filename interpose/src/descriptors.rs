@@ -14,7 +14,7 @@ fn ours(fd: c_int) -> bool {
 
 /// close(2): our descriptor is not one that the program opened.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn close(fd: c_int) -> c_int {
+pub unsafe extern "C" fn close(fd: c_int) -> c_int {
     if ours(fd) {
         // SAFETY: this thread's errno.
         unsafe { *__errno_location() = libc::EBADF };
@@ -27,7 +27,7 @@ unsafe extern "C" fn close(fd: c_int) -> c_int {
 
 /// dup2(2): if the program wants our number, we move.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn dup2(a: c_int, b: c_int) -> c_int {
+pub unsafe extern "C" fn dup2(a: c_int, b: c_int) -> c_int {
     if ours(b) {
         TRACKER.kernel.move_descriptor();
     }
@@ -38,7 +38,7 @@ unsafe extern "C" fn dup2(a: c_int, b: c_int) -> c_int {
 
 /// dup3(2).
 #[unsafe(no_mangle)]
-unsafe extern "C" fn dup3(a: c_int, b: c_int, flags: c_int) -> c_int {
+pub unsafe extern "C" fn dup3(a: c_int, b: c_int, flags: c_int) -> c_int {
     if ours(b) {
         TRACKER.kernel.move_descriptor();
     }
@@ -49,7 +49,7 @@ unsafe extern "C" fn dup3(a: c_int, b: c_int, flags: c_int) -> c_int {
 
 /// close_range(2): around our descriptor.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn close_range(first: u32, last: u32, flags: c_int) -> c_int {
+pub unsafe extern "C" fn close_range(first: u32, last: u32, flags: c_int) -> c_int {
     for fd in first..=last.min(4096) {
         forget_descriptor(fd as c_int);
     }

@@ -3,18 +3,23 @@
 //! libc's fork runs our atfork handlers last before, and first after, whoever calls it. The child's copy of the
 //! tracker is consistent because the lock is held across the call; its private cores are copy-on-write.
 
-use crate::{TRACKER, config, init, real, signals, sys, threads};
+use crate::{TRACKER, init, real, signals, sys, threads, tls};
 use core::ffi::{c_int, c_long, c_void};
 use core::sync::atomic::{AtomicU32, Ordering};
 use zio_tracker::sys::Kernel;
+
+mod exec;
+mod start;
 
 /// The process that the library was started in, or the last fork.
 static PID: AtomicU32 = AtomicU32::new(0);
 
 unsafe extern "C" {
     fn __register_atfork(
-        prepare: Option<unsafe extern "C" fn()>, parent: Option<unsafe extern "C" fn()>,
-        child: Option<unsafe extern "C" fn()>, dso: *const c_void,
+        prepare: Option<unsafe extern "C" fn()>,
+        parent: Option<unsafe extern "C" fn()>,
+        child: Option<unsafe extern "C" fn()>,
+        dso: *const c_void,
     ) -> c_int;
 }
 
@@ -50,7 +55,14 @@ unsafe extern "C" fn child() {
     PID.store(sys::getpid(), Ordering::Relaxed);
     signals::after_fork();
     let deferred = threads::current().is_some_and(|t| t.leave());
+    let kept =
+        tls::get().map(|t| (t, t.believed_mask.load(Ordering::Relaxed), t.signals.depth.load(Ordering::Relaxed)));
     threads::after_fork();
+    // A child inherits the mask and the handlers in progress; signals that wait are the parent's.
+    if let Some((t, belief, depth)) = kept {
+        t.believed_mask.store(belief, Ordering::Relaxed);
+        t.signals.depth.store(depth, Ordering::Relaxed);
+    }
     let stats = init::child_stats();
     // SAFETY: the only thread of a fresh child; `prepare` held the lock.
     unsafe { TRACKER.after_fork_in_child(stats) };
@@ -59,18 +71,13 @@ unsafe extern "C" fn child() {
     }
 }
 
-/// pthread_create(3): from now on there may be a second thread.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn pthread_create(t: *mut c_void, a: *mut c_void, f: *mut c_void, x: *mut c_void) -> c_int {
-    TRACKER.threaded.store(true, Ordering::Relaxed);
-    // SAFETY: the program's call.
-    unsafe { real::pthread_create(t, a, f, x) }
-}
-
 /// _exit(2): the statistics are written here too, where atexit handlers do not run.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn _exit(status: c_int) -> ! {
-    init::at_exit();
+    // A child that shares our memory must not mark its parent's statistics as written.
+    if !in_vfork_child() {
+        init::at_exit();
+    }
     // SAFETY: the program's call.
     unsafe { real::exit_now(status) };
     loop {
@@ -83,45 +90,6 @@ unsafe extern "C" fn _exit(status: c_int) -> ! {
 unsafe extern "C" fn _Exit(status: c_int) -> ! {
     // SAFETY: the same.
     unsafe { _exit(status) }
-}
-
-/// Strings that a call hands to the kernel: a touch in user space resolves them.
-unsafe fn touch_string(p: *const u8) {
-    let mut at = p as u64;
-    // SAFETY: the program's terminated string.
-    unsafe {
-        while !p.is_null() && core::ptr::read_volatile(at as *const u8) != 0 {
-            at += 1;
-        }
-    }
-}
-
-unsafe fn touch_strings(v: *const *const u8) {
-    if v.is_null() {
-        return;
-    }
-    let mut i = 0;
-    // SAFETY: the program's null-terminated array.
-    unsafe {
-        while !(*v.add(i)).is_null() {
-            touch_string(*v.add(i));
-            i += 1;
-        }
-    }
-}
-
-/// execve(2): arguments may lie in elided memory.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn execve(p: *mut c_void, a: *mut c_void, e: *mut c_void) -> c_int {
-    // SAFETY: the program's call.
-    unsafe {
-        if config::loaded() && TRACKER.pages.armed_pages() != 0 {
-            touch_string(p.cast());
-            touch_strings(a.cast());
-            touch_strings(e.cast());
-        }
-        real::execve(p, a, e)
-    }
 }
 
 /// prctl(2): a seccomp filter may forbid what resolving needs.

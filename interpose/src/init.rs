@@ -166,7 +166,13 @@ fn reserve() -> Result<Memory, Why> {
         return Err(Why(b"RLIMIT_AS leaves too little address space", MEMORY));
     }
     let scale = |n: u64| if limit == u64::MAX { n } else { (n / 64).max(1 << 20) };
-    let map = |n: u64| map_anonymous(n).map_err(|_| Why(b"address space is short", MEMORY));
+    let map = |n: u64| match map_anonymous(n) {
+        Ok(p) => {
+            maps::locked::leave_out(p, n);
+            Ok(p)
+        }
+        Err(_) => Err(Why(b"address space is short", MEMORY)),
+    };
     let pages = (arena / PAGE) as u32;
     Ok(Memory {
         arena: (map(arena)?, pages),

@@ -19,6 +19,7 @@ mod init;
 mod json;
 mod maps;
 mod masks;
+mod outputs;
 mod probe;
 mod real;
 mod receive;

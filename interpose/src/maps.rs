@@ -1,4 +1,4 @@
-//! Mappings: mmap, munmap, mremap, madvise, mprotect, and locked memory.
+//! Mappings: mmap, munmap, mremap, madvise, mprotect.
 //!
 //! Only private, anonymous, writable mappings that the program made through these hooks are ever armed
 //! (DESIGN.md, section 4, rule 4).
@@ -12,6 +12,8 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use zio_tracker::addr::{PAGE, Span, page_up};
 use zio_tracker::raw;
 use zio_tracker::sys::Errno;
+
+pub mod locked;
 
 unsafe extern "C" {
     fn __errno_location() -> *mut c_int;
@@ -65,7 +67,7 @@ fn eligible(prot: c_int, flags: c_int) -> bool {
 
 /// mmap(2), mmap64.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn mmap(a: *mut c_void, n: usize, prot: c_int, flags: c_int, fd: c_int, off: i64) -> *mut c_void {
+pub unsafe extern "C" fn mmap(a: *mut c_void, n: usize, prot: c_int, flags: c_int, fd: c_int, off: i64) -> *mut c_void {
     let args = [a as u64, n as u64, prot as u64, flags as u64, fd as i64 as u64, off as u64];
     // SAFETY: the program's own call.
     let call = || unsafe { raw::call(libc::SYS_mmap, args) };
@@ -118,7 +120,7 @@ unsafe extern "C" fn mmap64(a: *mut c_void, n: usize, prot: c_int, flags: c_int,
 
 /// munmap(2).
 #[unsafe(no_mangle)]
-unsafe extern "C" fn munmap(a: *mut c_void, n: usize) -> c_int {
+pub unsafe extern "C" fn munmap(a: *mut c_void, n: usize) -> c_int {
     // SAFETY: the program's own call.
     let call = || unsafe { raw::call(libc::SYS_munmap, [a as u64, n as u64, 0, 0, 0, 0]) };
     let t = threads::current();
@@ -135,10 +137,13 @@ unsafe extern "C" fn munmap(a: *mut c_void, n: usize) -> c_int {
 
 /// mremap(2): pages are made resident first, so that nothing has to follow them.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn mremap(a: *mut c_void, n: usize, m: usize, flags: c_int, to: *mut c_void) -> *mut c_void {
-    // SAFETY: the program's own call.
-    let call =
-        || unsafe { raw::call(libc::SYS_mremap, [a as u64, n as u64, m as u64, flags as u64, to as u64, 0]) };
+pub unsafe extern "C" fn mremap(a: *mut c_void, n: usize, m: usize, flags: c_int, to: *mut c_void) -> *mut c_void {
+    // libc decides by the flags whether it passes `to` on, which is whatever was in the register otherwise.
+    // SAFETY: the program's own call; this thread's errno.
+    let call = || unsafe {
+        let p = real::mremap(a, n, m, flags, to);
+        if p == libc::MAP_FAILED { Err(Errno(*__errno_location())) } else { Ok(p as u64) }
+    };
     let (Some(old), true) = (Span::new(a as u64, page_up(n as u64)), config::loaded()) else { return pointer(call()) };
     let t = threads::current();
     let fixed = Span::new(to as u64, page_up(m as u64)).filter(|_| flags & libc::MREMAP_FIXED != 0);
@@ -172,7 +177,7 @@ unsafe extern "C" fn mremap(a: *mut c_void, n: usize, m: usize, flags: c_int, to
 
 /// madvise(2): names go only where the advice discards.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn madvise(a: *mut c_void, n: usize, advice: c_int) -> c_int {
+pub unsafe extern "C" fn madvise(a: *mut c_void, n: usize, advice: c_int) -> c_int {
     // SAFETY: the program's own call.
     let real = || unsafe { real::madvise(a, n, advice) };
     if !config::loaded() {
@@ -201,7 +206,7 @@ unsafe extern "C" fn madvise(a: *mut c_void, n: usize, advice: c_int) -> c_int {
 
 /// mprotect(2): names stay; memory that cannot be written is not armed.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn mprotect(a: *mut c_void, n: usize, prot: c_int) -> c_int {
+pub unsafe extern "C" fn mprotect(a: *mut c_void, n: usize, prot: c_int) -> c_int {
     let rw = libc::PROT_READ | libc::PROT_WRITE;
     if config::loaded()
         && prot & rw != rw
@@ -214,36 +219,4 @@ unsafe extern "C" fn mprotect(a: *mut c_void, n: usize, prot: c_int) -> c_int {
     }
     // SAFETY: the program's own call.
     unsafe { real::mprotect(a, n, prot) }
-}
-
-fn before_lock(a: *mut c_void, n: usize) {
-    if config::loaded()
-        && let Some(s) = Span::new(a as u64, n as u64)
-    {
-        let _ = TRACKER.make_unknown(threads::current(), s);
-    }
-}
-
-/// mlock(2): the kernel refuses guard markers in locked memory, and the program wants its pages.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn mlock(a: *mut c_void, n: usize) -> c_int {
-    before_lock(a, n);
-    // SAFETY: the program's own call.
-    unsafe { real::mlock(a, n) }
-}
-
-/// mlock2(2).
-#[unsafe(no_mangle)]
-unsafe extern "C" fn mlock2(a: *mut c_void, n: usize, flags: c_int) -> c_int {
-    before_lock(a, n);
-    // SAFETY: the program's own call.
-    unsafe { real::mlock2(a, n, flags) }
-}
-
-/// mlockall(2): everything is to be resident from now on.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn mlockall(flags: c_int) -> c_int {
-    crate::init::withdraw(b"the program locks its memory (mlockall)");
-    // SAFETY: the program's own call.
-    unsafe { real::mlockall(flags) }
 }

@@ -57,6 +57,7 @@ pub fn resolve_all() {
     for (slot, name) in SLOTS.iter().zip(NAMES) {
         slot.store(next(name), Ordering::Relaxed);
     }
+    crate::outputs::resolve_all();
 }
 
 #[cold]
@@ -112,6 +113,7 @@ reals! {
     malloc_usable_size = "malloc_usable_size": fn(p: Ptr) -> Size;
 
     mprotect = "mprotect": fn(p: Ptr, n: Size, f: c_int) -> c_int;
+    mremap = "mremap": fn(p: Ptr, n: Size, m: Size, f: c_int, to: Ptr) -> Ptr;
     madvise = "madvise": fn(p: Ptr, n: Size, f: c_int) -> c_int;
     mlock = "mlock": fn(p: Ptr, n: Size) -> c_int;
     mlock2 = "mlock2": fn(p: Ptr, n: Size, f: c_int) -> c_int;
@@ -119,6 +121,17 @@ reals! {
 
     fwrite = "fwrite": fn(p: Ptr, s: Size, n: Size, f: Ptr) -> Size;
     fread = "fread": fn(p: Ptr, s: Size, n: Size, f: Ptr) -> Size;
+    fread_unlocked = "fread_unlocked": fn(p: Ptr, s: Size, n: Size, f: Ptr) -> Size;
+    fread_chk = "__fread_chk": fn(p: Ptr, l: Size, s: Size, n: Size, f: Ptr) -> Size;
+    fread_unlocked_chk = "__fread_unlocked_chk": fn(p: Ptr, l: Size, s: Size, n: Size, f: Ptr) -> Size;
+    puts = "puts": fn(p: Ptr) -> c_int;
+    setbuf = "setbuf": fn(f: Ptr, b: Ptr) -> ();
+    setbuffer = "setbuffer": fn(f: Ptr, b: Ptr, n: Size) -> ();
+    epoll_pwait2 = "epoll_pwait2": fn(e: c_int, v: Ptr, n: c_int, t: Ptr, m: Ptr) -> c_int;
+    syscall = "syscall": fn(n: c_long, a: u64, b: u64, c: u64, d: u64, e: u64, f: u64) -> c_long;
+    io_uring_queue_init = "io_uring_queue_init": fn(n: u32, r: Ptr, f: u32) -> c_int;
+    io_uring_queue_init_params = "io_uring_queue_init_params": fn(n: u32, r: Ptr, p: Ptr) -> c_int;
+    io_uring_queue_init_mem = "io_uring_queue_init_mem": fn(n: u32, r: Ptr, p: Ptr, m: Ptr, s: Size) -> Ssize;
     fputs = "fputs": fn(p: Ptr, f: Ptr) -> c_int;
     setvbuf = "setvbuf": fn(f: Ptr, b: Ptr, m: c_int, n: Size) -> c_int;
     epoll_wait = "epoll_wait": fn(e: c_int, v: Ptr, n: c_int, t: c_int) -> c_int;

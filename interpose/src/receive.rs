@@ -225,6 +225,10 @@ unsafe extern "C" fn do_recv_chk(fd: c_int, b: *mut c_void, n: usize, len: usize
 #[unsafe(no_mangle)]
 unsafe extern "C" fn recvfrom(fd: c_int, b: *mut c_void, n: usize, flags: c_int, a: *mut c_void, l: *mut c_void) -> isize {
     let way = (flags & !PLAIN_FLAGS == 0 && a.is_null()).then_some(Way::Socket(flags));
+    if !a.is_null() {
+        touch(a as u64, size_of::<libc::sockaddr_storage>() as u64);
+        touch(l as u64, size_of::<libc::socklen_t>() as u64);
+    }
     // SAFETY: the program's call. The site is the function: six arguments leave no register for the caller.
     unsafe { receive(fd, b as u64, n, recvfrom as *const () as u64, way, || real::recvfrom(fd, b, n, flags, a, l)) }
 }

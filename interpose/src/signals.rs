@@ -12,20 +12,27 @@
 //! Soundness: handlers run with the kernel's frame; table entries are copied in and out under a small lock that is
 //! held with the thread marked critical, so no handler of the program's can interrupt the holder on its own thread.
 
-use crate::masks::{self, FAULT_BITS};
+use crate::masks::{self, FAULT_BITS, bit};
 use crate::sys::{self, KernelAction};
-use crate::{TRACKER, config, fork, real, threads, tls};
-use core::arch::{global_asm, naked_asm};
+use crate::{TRACKER, real, tls};
 use core::cell::UnsafeCell;
-use core::ffi::{c_int, c_void};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::ffi::c_int;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use zio_tracker::fault::Fault;
 use zio_tracker::lock::Lock;
 use zio_tracker::stats::Counter;
-use zio_tracker::thread::{SIGNAL_STACK, Thread};
+use zio_tracker::thread::Thread;
+
+mod actions;
+mod jumps;
+mod stacks;
+
+pub use actions::{execing, not_execed};
 
 const SIGNALS: usize = 65;
 const SA_RESTORER: u64 = 0x0400_0000;
+/// Bytes of a `siginfo_t`.
+const SIGINFO: usize = 128;
 
 /// glibc's `struct sigaction`.
 #[derive(Clone, Copy)]
@@ -39,6 +46,30 @@ pub struct Action {
 }
 
 const DEFAULT: Action = Action { handler: 0, mask: [0; 16], flags: 0, pad: 0, restorer: 0 };
+
+/// The kernel's `ucontext_t` on x86-64, as far as it is used.
+#[repr(C)]
+pub struct UContext {
+    flags: u64,
+    link: u64,
+    stack: sys::StackT,
+    registers: [u64; 13],
+    rax: u64,
+    rcx: u64,
+    rsp: u64,
+    rip: u64,
+    eflags: u64,
+    segments: u64,
+    err: u64,
+    rest: [u64; 12],
+    mask: u64,
+}
+
+const _: () = assert!(core::mem::offset_of!(UContext, rsp) == 160 && core::mem::offset_of!(UContext, err) == 192);
+const _: () = assert!(core::mem::offset_of!(UContext, mask) == 296);
+
+/// libc's restorer: the program sees it in what sigaction gives back, and unwinders know it.
+static LIBC_RESTORER: AtomicU64 = AtomicU64::new(0);
 
 struct Table {
     lock: Lock,
@@ -80,12 +111,6 @@ pub fn after_fork() {
     unsafe { TABLE.lock.reset() };
 }
 
-global_asm!(".text", ".balign 16", ".hidden zio_restorer", "zio_restorer:", "mov eax, 15", "syscall");
-
-unsafe extern "C" {
-    fn zio_restorer();
-}
-
 /// Takes over the fault signals, keeping what was set for them.
 pub fn install() -> bool {
     for sig in [libc::SIGSEGV, libc::SIGBUS] {
@@ -94,30 +119,43 @@ pub fn install() -> bool {
             return false;
         }
         TABLE.with(|a| {
-            if let Some(slot) = a.get_mut(sig as usize) {
-                *slot = Action {
-                    handler: old.handler,
-                    mask: core::array::from_fn(|i| if i == 0 { old.mask } else { 0 }),
-                    flags: (old.flags & !SA_RESTORER) as c_int,
-                    pad: 0,
-                    restorer: 0,
-                };
-            }
+            let mask = core::array::from_fn(|i| if i == 0 { old.mask } else { 0 });
+            put(
+                a,
+                sig,
+                Action { handler: old.handler, mask, flags: old.flags as c_int, pad: 0, restorer: old.restorer },
+            );
         });
-        if !install_one(sig) {
+        if !learn_restorer(sig) || !install_one(sig) {
             return false;
         }
     }
     TRACKER.on_leave.store(let_in as fn(&Thread) as *mut (), Ordering::Release);
+    // Blocked by who started us: the program believes it, the kernel must not.
+    let blocked = sys::sigmask(libc::SIG_UNBLOCK, FAULT_BITS) & FAULT_BITS;
+    if blocked != 0 {
+        masks::believe(blocked);
+    }
     INSTALLED.store(true, Ordering::Release);
     true
+}
+
+/// Lets libc install our handler once, and looks at what it added.
+fn learn_restorer(sig: c_int) -> bool {
+    let mut ours = Action { handler: on_fault as *const () as u64, flags: libc::SA_SIGINFO, ..DEFAULT };
+    // SAFETY: our own structure.
+    let r = unsafe { real::sigaction(sig, (&raw mut ours).cast(), core::ptr::null_mut()) };
+    let mut seen = KernelAction::default();
+    let known = r == 0 && sys::sigaction(sig, None, Some(&mut seen)).is_ok() && seen.restorer != 0;
+    LIBC_RESTORER.store(seen.restorer, Ordering::Relaxed);
+    known
 }
 
 fn install_one(sig: c_int) -> bool {
     let ours = KernelAction {
         handler: on_fault as *const () as u64,
         flags: (libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART) as u64 | SA_RESTORER,
-        restorer: zio_restorer as *const () as u64,
+        restorer: LIBC_RESTORER.load(Ordering::Relaxed),
         // No handler of the program's runs while a fault is resolved. The fault signals stay open, and so do the
         // two that libc uses for cancellation and setuid.
         mask: !FAULT_BITS & !(1 << 31) & !(1 << 32),
@@ -125,19 +163,14 @@ fn install_one(sig: c_int) -> bool {
     sys::sigaction(sig, Some(&ours), None).is_ok()
 }
 
-/// Offsets in the kernel's `ucontext_t`: general registers from 40 on (r8 first), the signal mask at 296.
-const UC_RSP: usize = 40 + 15 * 8;
-const UC_ERR: usize = 40 + 19 * 8;
-const UC_MASK: usize = 296;
-
-unsafe extern "C" fn on_fault(sig: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+unsafe extern "C" fn on_fault(sig: c_int, info: *mut libc::siginfo_t, context: *mut UContext) {
     // SAFETY: the kernel's frame.
     unsafe {
         let errno = __errno_location();
         let saved = *errno;
         let from_kernel = (*info).si_code > 0;
         if from_kernel {
-            let write = *((context as u64 + UC_ERR as u64) as *const u64) & 2 != 0;
+            let write = (*context).err & 2 != 0;
             let addr = (*info).si_addr() as u64;
             let t = tls::get();
             let inside = t.is_some_and(|t| t.critical.load(Ordering::Relaxed) != 0);
@@ -153,7 +186,7 @@ unsafe extern "C" fn on_fault(sig: c_int, info: *mut libc::siginfo_t, context: *
                 }
             }
         }
-        if from_kernel && crate::probe::recover(context) {
+        if from_kernel && crate::probe::recover(context.cast()) {
             *errno = saved;
             return;
         }
@@ -163,13 +196,21 @@ unsafe extern "C" fn on_fault(sig: c_int, info: *mut libc::siginfo_t, context: *
 }
 
 /// The program's own fault, or a signal that somebody sent.
-unsafe fn pass_on(sig: c_int, info: *mut libc::siginfo_t, context: *mut c_void, synchronous: bool) {
+unsafe fn pass_on(sig: c_int, info: *mut libc::siginfo_t, context: *mut UContext, synchronous: bool) {
+    let blocked = masks::blocked(sig);
+    if blocked && !synchronous {
+        if let Some(t) = tls::get() {
+            // SAFETY: the kernel's siginfo.
+            unsafe { masks::keep(t, sig, info) };
+        }
+        return;
+    }
     let action = TABLE.get(sig);
     let ignored = action.handler == libc::SIG_IGN as u64;
     if ignored && !synchronous {
         return;
     }
-    if action.handler == libc::SIG_DFL as u64 || ignored || (synchronous && masks::blocked(sig)) {
+    if action.handler == libc::SIG_DFL as u64 || ignored || (synchronous && blocked) {
         // The default is the end, with a core dump: elided pages would be missing from it.
         dump_ready();
         let default = KernelAction::default();
@@ -180,42 +221,39 @@ unsafe fn pass_on(sig: c_int, info: *mut libc::siginfo_t, context: *mut c_void, 
         // A synchronous fault repeats when this returns, and then the kernel ends the program.
         return;
     }
-    if action.flags & libc::SA_RESETHAND != 0 {
-        TABLE.with(|a| {
-            if let Some(slot) = a.get_mut(sig as usize) {
-                *slot = DEFAULT;
-            }
-        });
-    }
+    fire(sig, &action);
     // SAFETY: the kernel's frame; the program's handler.
     unsafe {
-        let interrupted = *((context as u64 + UC_MASK as u64) as *const u64);
-        let own = if action.flags & libc::SA_NODEFER != 0 { 0 } else { 1u64 << (sig - 1) };
-        sys::sigmask(libc::SIG_SETMASK, (interrupted | action.mask[0] | own) & !FAULT_BITS);
-        let rsp = *((context as u64 + UC_RSP as u64) as *const u64);
-        let here = &raw const interrupted as u64;
-        let other_stack = action.flags & libc::SA_ONSTACK == 0 && on_our_stack(here) && !on_our_stack(rsp);
-        let f = action.handler;
-        if other_stack {
-            // Without SA_ONSTACK the program expects the stack that it was on: below its red zone.
-            call_on_stack(sig, info.cast(), context, f, (rsp - 128) & !15);
-        } else {
-            let f: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = core::mem::transmute(f);
-            f(sig, info, context);
-        }
+        let own = if action.flags & libc::SA_NODEFER != 0 { 0 } else { bit(sig) };
+        let mask = ((*context).mask | action.mask[0] | own) & !FAULT_BITS;
+        handle(sig, info, context, &action, Some(mask));
     }
 }
 
-fn on_our_stack(sp: u64) -> bool {
-    let Some(t) = tls::get() else { return false };
-    let base = t.stack.load(Ordering::Relaxed);
-    base != 0 && sp.wrapping_sub(base) < SIGNAL_STACK
+/// SA_RESETHAND: the action is used up when its handler is called. Its flags and mask stay.
+fn fire(sig: c_int, action: &Action) {
+    if action.flags & libc::SA_RESETHAND != 0 {
+        TABLE.with(|a| put(a, sig, Action { handler: libc::SIG_DFL as u64, ..*action }));
+    }
 }
 
-/// Calls `f(sig, info, context)` on another stack.
-#[unsafe(naked)]
-unsafe extern "C" fn call_on_stack(sig: c_int, info: *mut c_void, context: *mut c_void, f: u64, sp: u64) {
-    naked_asm!("push rbp", "mov rbp, rsp", "mov rsp, r8", "call rcx", "mov rsp, rbp", "pop rbp", "ret")
+/// Calls a handler of the program's. Around it, the mask that it interrupted and the one that it runs with are what
+/// the kernel would have made of them; it may change the former in its context.
+unsafe fn handle(sig: c_int, info: *mut libc::siginfo_t, context: *mut UContext, action: &Action, mask: Option<u64>) {
+    // SAFETY: the kernel's frame; the program's handler.
+    unsafe {
+        let Some(t) = tls::get() else { return stacks::call(action.handler, action.flags, mask, sig, info, context) };
+        let own = if action.flags & libc::SA_NODEFER != 0 { 0 } else { bit(sig) };
+        let before = t.believed_mask.load(Ordering::Relaxed);
+        (*context).mask |= before;
+        t.believed_mask.store(before | ((action.mask[0] | own) & FAULT_BITS), Ordering::Relaxed);
+        let stack = stacks::show(t, context);
+        stacks::call(action.handler, action.flags, mask, sig, info, context);
+        (*context).stack = stack;
+        t.believed_mask.store((*context).mask & FAULT_BITS, Ordering::Relaxed);
+        (*context).mask &= !FAULT_BITS;
+        masks::let_pending_in(t);
+    }
 }
 
 /// A core dump shows program pages only: brings everything in, unless no core is written.
@@ -231,40 +269,63 @@ fn dump_ready() {
 }
 
 /// Runs instead of every handler of the program's.
-unsafe extern "C" fn trampoline(sig: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+unsafe extern "C" fn trampoline(sig: c_int, info: *mut libc::siginfo_t, context: *mut UContext) {
     // SAFETY: the kernel's frame.
     unsafe {
         if let Some(t) = tls::get()
-            && t.critical.load(Ordering::Relaxed) != 0
+            && (t.critical.load(Ordering::Relaxed) != 0 || has_result(t, context))
         {
             defer(t, sig, info, context);
             return;
         }
         let action = TABLE.get(sig);
         if action.flags & libc::SA_RESETHAND != 0 {
-            TABLE.with(|a| {
-                if let Some(slot) = a.get_mut(sig as usize) {
-                    *slot = DEFAULT;
-                }
-            });
+            fire(sig, &action);
             let _ = sys::sigaction(sig, Some(&KernelAction::default()), None);
         }
         if action.handler > 1 {
-            let f: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = core::mem::transmute(action.handler);
-            f(sig, info, context);
+            handle(sig, info, context, &action, None);
         }
     }
 }
 
+/// Most bytes between an operation's frame and the stack pointer of its system call, on the way through libc. A
+/// handler's frame, and with it a system call of a handler's, is further away.
+const NEAR: u64 = 1024;
+
+unsafe extern "C" {
+    /// This library's first byte, and one past its last: from the linker.
+    static __ehdr_start: u8;
+    static _end: u8;
+}
+
+/// True when the signal came just as a system call of our operation gave its result. What was received is in a core
+/// that nothing names yet: were the handler to jump away now, the bytes would be lost that the program has in its
+/// buffer without us.
+unsafe fn has_result(t: &Thread, context: *const UContext) -> bool {
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    // SAFETY: the kernel's frame.
+    let (rax, rip, rsp) = unsafe { ((*context).rax as i64, (*context).rip, (*context).rsp) };
+    let base = t.operation();
+    if base == 0 || rax <= 0 || base.wrapping_sub(rsp) > NEAR {
+        return false;
+    }
+    let in_here = rip >= &raw const __ehdr_start as u64 && rip < &raw const _end as u64;
+    // Code that is being executed.
+    !in_here && crate::probe::read::<[u8; 2]>(rip - 2) == Some(SYSCALL)
+}
+
 /// The signal interrupted a critical section: it waits, with all others, until the section ends.
-unsafe fn defer(t: &Thread, sig: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+unsafe fn defer(t: &Thread, sig: c_int, info: *mut libc::siginfo_t, context: *mut UContext) {
     // SAFETY: the kernel's frame; its mask is what returns to the thread.
-    let mask = unsafe { &mut *((context as u64 + UC_MASK as u64) as *mut u64) };
+    let mask = unsafe { &mut (*context).mask };
     if t.deferred.load(Ordering::Relaxed) == 0 {
         t.saved_mask.store(*mask, Ordering::Relaxed);
         t.deferred.store(1, Ordering::Relaxed);
     }
     *mask = !FAULT_BITS;
+    // Under SA_NODEFER it would come in again right here.
+    sys::sigmask(libc::SIG_BLOCK, !FAULT_BITS);
     sys::requeue(sig, info.cast());
     TRACKER.count(Some(t), Counter::SignalsDeferred, 1);
 }
@@ -277,156 +338,6 @@ pub fn let_in(t: &Thread) {
 
 unsafe extern "C" {
     fn __errno_location() -> *mut c_int;
-}
-
-/// sigaction(2).
-#[unsafe(no_mangle)]
-unsafe extern "C" fn sigaction(sig: c_int, new: *const Action, old: *mut Action) -> c_int {
-    // SAFETY: the program's call.
-    unsafe {
-        let ours = INSTALLED.load(Ordering::Acquire) && (1..SIGNALS as c_int).contains(&sig);
-        if !ours {
-            return real::sigaction(sig, new as *mut c_void, old.cast());
-        }
-        let fault = sig == libc::SIGSEGV || sig == libc::SIGBUS;
-        let asked = if new.is_null() { None } else { Some(new.read()) };
-        if fork::in_vfork_child() {
-            // The table is the parent's. What the child sets before it execs is for itself; the fault signals
-            // keep our handler, and exec resets them.
-            return if fault { 0 } else { real::sigaction(sig, new as *mut c_void, old.cast()) };
-        }
-        let _ = threads::current();
-        let before = TABLE.get(sig);
-        if !fault {
-            let mut seen = DEFAULT;
-            let given = asked.map(wrapped);
-            let given_ptr = given.as_ref().map_or(core::ptr::null_mut(), |g| g as *const Action as *mut c_void);
-            // The table first: the trampoline may run as soon as it is installed.
-            if let Some(a) = asked
-                && a.handler > 1
-            {
-                TABLE.with(|t| put(t, sig, a));
-            }
-            let r = real::sigaction(sig, given_ptr, (&raw mut seen).cast());
-            if r != 0 {
-                TABLE.with(|t| put(t, sig, before));
-                return r;
-            }
-            if let Some(a) = asked {
-                TABLE.with(|t| put(t, sig, a));
-            }
-            if !old.is_null() {
-                *old = if seen.handler == trampoline as *const () as u64 { before } else { seen };
-            }
-            return 0;
-        }
-        if let Some(a) = asked {
-            TABLE.with(|t| put(t, sig, a));
-        }
-        if !old.is_null() {
-            *old = before;
-        }
-        0
-    }
-}
-
-/// The action that the kernel gets for one of the program's.
-fn wrapped(a: Action) -> Action {
-    let mut w = a;
-    w.mask[0] &= !FAULT_BITS;
-    if a.handler > 1 {
-        w.handler = trampoline as *const () as u64;
-        // SA_RESETHAND is done by the trampoline: a deferred delivery must not use it up.
-        w.flags = (a.flags | libc::SA_SIGINFO) & !libc::SA_RESETHAND;
-    }
-    w
-}
-
-unsafe fn simple(sig: c_int, handler: u64, flags: c_int) -> u64 {
-    let mut new = DEFAULT;
-    new.handler = handler;
-    new.flags = flags;
-    if flags & libc::SA_NODEFER == 0 && (1..65).contains(&sig) {
-        new.mask[0] = 1 << (sig - 1);
-    }
-    let mut old = DEFAULT;
-    // SAFETY: our own structures.
-    if unsafe { sigaction(sig, &new, &mut old) } != 0 { u64::MAX } else { old.handler }
-}
-
-/// signal(2) with BSD semantics, as glibc's.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn signal(sig: c_int, handler: u64) -> u64 {
-    // SAFETY: the program's call.
-    unsafe { simple(sig, handler, libc::SA_RESTART) }
-}
-
-/// The same.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn bsd_signal(sig: c_int, handler: u64) -> u64 {
-    // SAFETY: the program's call.
-    unsafe { simple(sig, handler, libc::SA_RESTART) }
-}
-
-/// signal(2) with System V semantics.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn sysv_signal(sig: c_int, handler: u64) -> u64 {
-    // SAFETY: the program's call.
-    unsafe { simple(sig, handler, libc::SA_RESETHAND | libc::SA_NODEFER) }
-}
-
-/// glibc's name of it under -ansi.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn __sysv_signal(sig: c_int, handler: u64) -> u64 {
-    // SAFETY: the program's call.
-    unsafe { simple(sig, handler, libc::SA_RESETHAND | libc::SA_NODEFER) }
-}
-
-/// Smallest stack of the program's that our fault handler is run on.
-const ROOMY: u64 = 32 << 10;
-
-/// sigaltstack(2): a small stack of the program's is kept in the books, and ours serves.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn sigaltstack(new: *const sys::StackT, old: *mut sys::StackT) -> c_int {
-    // SAFETY: the program's call; the structures are the program's.
-    unsafe {
-        let Some(t) = tls::get().filter(|t| config::loaded() && t.stack.load(Ordering::Relaxed) != 0) else {
-            return real::sigaltstack(new as *mut c_void, old.cast());
-        };
-        let p = &t.program_stack;
-        let mut view = sys::StackT {
-            sp: p[0].load(Ordering::Relaxed),
-            flags: p[2].load(Ordering::Relaxed) as i32,
-            pad: 0,
-            size: p[1].load(Ordering::Relaxed),
-        };
-        if !new.is_null() {
-            let asked = new.read();
-            let mut real_old = sys::StackT::default();
-            // The kernel checks the arguments, and that no handler is running on the stack that is replaced.
-            let r = real::sigaltstack(new as *mut c_void, (&raw mut real_old).cast());
-            if r != 0 {
-                return r;
-            }
-            if asked.flags & libc::SS_DISABLE != 0 || asked.size < ROOMY {
-                let base = t.stack.load(Ordering::Relaxed);
-                let ours = sys::StackT { sp: base, flags: 0, pad: 0, size: SIGNAL_STACK };
-                let _ = sys::sigaltstack(Some(&ours), None);
-            }
-            let disabled = asked.flags & libc::SS_DISABLE != 0;
-            p[0].store(if disabled { 0 } else { asked.sp }, Ordering::Relaxed);
-            p[1].store(if disabled { 0 } else { asked.size }, Ordering::Relaxed);
-            p[2].store(asked.flags as u32 as u64, Ordering::Relaxed);
-        }
-        if !old.is_null() {
-            if view.flags & libc::SS_DISABLE != 0 {
-                view.sp = 0;
-                view.size = 0;
-            }
-            *old = view;
-        }
-        0
-    }
 }
 
 fn put(table: &mut [Action; SIGNALS], sig: c_int, a: Action) {

@@ -86,48 +86,129 @@ unsafe extern "C" fn fwrite_unlocked(p: *mut c_void, size: usize, n: usize, f: *
 /// fread(3).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn fread(p: *mut c_void, size: usize, n: usize, f: *mut c_void) -> usize {
-    if config::loaded()
-        && let Some(s) = size.checked_mul(n).and_then(|k| Span::new(p as u64, k as u64))
-    {
-        let _ = TRACKER.make_resident(threads::current(), s);
-    }
+    destination(p, size, n);
     // SAFETY: the program's call.
     unsafe { real::fread(p, size, n, f) }
+}
+
+fn destination(p: *mut c_void, size: usize, n: usize) {
+    if config::loaded()
+        && let Some(k) = size.checked_mul(n)
+    {
+        crate::receive::touch(p as u64, k as u64);
+    }
+}
+
+/// fread without the stream's lock.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn fread_unlocked(p: *mut c_void, size: usize, n: usize, f: *mut c_void) -> usize {
+    destination(p, size, n);
+    // SAFETY: the program's call.
+    unsafe { real::fread_unlocked(p, size, n, f) }
+}
+
+/// Fortified fread: an overflow is libc's to report.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __fread_chk(p: *mut c_void, len: usize, size: usize, n: usize, f: *mut c_void) -> usize {
+    destination(p, size, n);
+    // SAFETY: the program's call.
+    unsafe { real::fread_chk(p, len, size, n, f) }
+}
+
+/// Fortified fread_unlocked.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __fread_unlocked_chk(p: *mut c_void, len: usize, size: usize, n: usize, f: *mut c_void) -> usize {
+    destination(p, size, n);
+    // SAFETY: the program's call.
+    unsafe { real::fread_unlocked_chk(p, len, size, n, f) }
+}
+
+/// The bytes of a terminated string, if some of its first page are armed: the scan touches what libc's would.
+unsafe fn armed_string(p: *mut c_void) -> Option<Span> {
+    if !config::loaded() || !Span::new(p as u64, 1).is_some_and(|s| TRACKER.pages.any_armed(s)) {
+        return None;
+    }
+    let mut n = 0u64;
+    // SAFETY: the program's string.
+    while unsafe { ((p as u64 + n) as *const u8).read_volatile() } != 0 {
+        n += 1;
+    }
+    Span::new(p as u64, n)
 }
 
 /// fputs(3): a string longer than the bounded set of a forked child could be elided again before libc writes it.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn fputs(p: *mut c_void, f: *mut c_void) -> c_int {
-    // SAFETY: the program's string and stream; the scan touches what libc's would.
+    // SAFETY: the program's string and stream.
     unsafe {
-        if config::loaded() && Span::new(p as u64, 1).is_some_and(|s| TRACKER.pages.any_armed(s)) {
-            let mut n = 0u64;
-            while *((p as u64 + n) as *const u8) != 0 {
-                n += 1;
+        match armed_string(p) {
+            Some(s) if TRACKER.pages.any_armed(s) => {
+                if fwrite(p, 1, s.len() as usize, f) as u64 == s.len() {
+                    1
+                } else {
+                    -1
+                }
             }
-            if let Some(s) = Span::new(p as u64, n)
-                && TRACKER.pages.any_armed(s)
-            {
-                return if fwrite(p, 1, n as usize, f) == n as usize { 1 } else { -1 };
-            }
+            _ => real::fputs(p, f),
         }
-        real::fputs(p, f)
     }
 }
 
-/// setvbuf(3): libc fills the stream's buffer from the kernel.
+/// fputs without the stream's lock; see [`fwrite_unlocked`].
 #[unsafe(no_mangle)]
-unsafe extern "C" fn setvbuf(f: *mut c_void, b: *mut c_void, mode: c_int, n: usize) -> c_int {
+unsafe extern "C" fn fputs_unlocked(p: *mut c_void, f: *mut c_void) -> c_int {
+    // SAFETY: forwarded.
+    unsafe { fputs(p, f) }
+}
+
+/// puts(3): as fputs.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn puts(p: *mut c_void) -> c_int {
+    // SAFETY: the program's string.
+    unsafe {
+        if let Some(s) = armed_string(p) {
+            let _ = TRACKER.make_resident(threads::current(), s);
+        }
+        real::puts(p)
+    }
+}
+
+/// Memory that becomes a stream's buffer: libc fills it from the kernel, and writes from it, unseen.
+fn stream_buffer(b: *mut c_void, n: usize) {
     if config::loaded()
         && !b.is_null()
         && let Some(s) = Span::new(b as u64, n as u64)
     {
         let _ = TRACKER.make_unknown(threads::current(), s);
     }
+}
+
+/// setvbuf(3).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn setvbuf(f: *mut c_void, b: *mut c_void, mode: c_int, n: usize) -> c_int {
+    stream_buffer(b, n);
     // SAFETY: the program's call.
     unsafe { real::setvbuf(f, b, mode, n) }
 }
 
+/// setbuf(3).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn setbuf(f: *mut c_void, b: *mut c_void) {
+    stream_buffer(b, BUFSIZ);
+    // SAFETY: the program's call.
+    unsafe { real::setbuf(f, b) }
+}
+
+/// setbuffer(3).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn setbuffer(f: *mut c_void, b: *mut c_void, n: usize) {
+    stream_buffer(b, n);
+    // SAFETY: the program's call.
+    unsafe { real::setbuffer(f, b, n) }
+}
+
+/// Length that setbuf implies.
+const BUFSIZ: usize = 8192;
 /// `struct epoll_event` on x86-64.
 const EPOLL_EVENT: u64 = 12;
 
@@ -157,5 +238,26 @@ unsafe extern "C" fn epoll_pwait(e: c_int, v: *mut c_void, n: c_int, timeout: c_
     unsafe {
         let mask = crate::masks::stripped(mask, &mut copy);
         real::epoll_pwait(e, v, n, timeout, mask)
+    }
+}
+
+/// epoll_pwait2(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn epoll_pwait2(
+    e: c_int,
+    v: *mut c_void,
+    n: c_int,
+    timeout: *mut c_void,
+    mask: *mut c_void,
+) -> c_int {
+    events_resident(v, n);
+    if config::loaded() {
+        crate::receive::touch(timeout as u64, 16);
+    }
+    let mut copy = [0u64; 16];
+    // SAFETY: the program's call; the mask is the program's, or our copy of it.
+    unsafe {
+        let mask = crate::masks::stripped(mask, &mut copy);
+        real::epoll_pwait2(e, v, n, timeout, mask)
     }
 }

@@ -19,6 +19,7 @@ static USED: AtomicU32 = AtomicU32::new(0);
 pub fn init() -> bool {
     match map_anonymous((size_of::<Thread>() * MAX_THREADS) as u64) {
         Ok(p) => {
+            crate::maps::locked::leave_out(p, (size_of::<Thread>() * MAX_THREADS) as u64);
             POOL.store(p as *mut Thread, Ordering::Release);
             true
         }

@@ -50,7 +50,7 @@ static void moving(peer *p, int r) {
     SAY_ERR("cannot grow in place %ld errno %d", mremap(e, N / 2, (size_t)1 << 46, 0) == MAP_FAILED);
     /* the old place stays and reads as zeros */
     GET(p, 30 + r, e, N / 2);
-    u8 *f = mremap(e, N / 2, N / 2, MREMAP_MAYMOVE | MREMAP_DONTUNMAP);
+    u8 *f = mremap(e, N / 2, N / 2, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
     MUST(f != MAP_FAILED);
     for (size_t i = 0; i < N / 2; i += 501) CHECK(e[i] == 0);
     SENT(p, "dontunmap", f, N / 2, pat_hash(30 + r, 0, N / 2));

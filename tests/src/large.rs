@@ -228,6 +228,10 @@ pub struct Snapshot {
     pub samples: u32,
     /// From the command to the child's end.
     pub duration: Duration,
+    /// Processor time of the child, in clock ticks' resolution.
+    pub child_cpu: Duration,
+    /// Minor faults of the child.
+    pub child_faults: u64,
 }
 
 /// Issues `command` (BGSAVE or BGREWRITEAOF), follows its child, and waits until the server calls the
@@ -249,9 +253,22 @@ pub fn snapshot(server: &Server, command: &str, done_field: &str) -> Result<Snap
             None => sleep(Duration::from_millis(1)),
         }
     };
-    let mut out = Snapshot { peak_pss_bytes: 0, child_pss_bytes: 0, samples: 0, duration: Duration::ZERO };
+    let mut out = Snapshot {
+        peak_pss_bytes: 0,
+        child_pss_bytes: 0,
+        samples: 0,
+        duration: Duration::ZERO,
+        child_cpu: Duration::ZERO,
+        child_faults: 0,
+    };
     let mut next_sample = start;
-    while stat_fields(child).is_ok_and(|f| f.first().is_some_and(|s| s != "Z")) {
+    while let Ok(fields) = stat_fields(child)
+        && fields.first().is_some_and(|state| state != "Z")
+    {
+        let number = |n: usize| fields.get(n).and_then(|f| f.parse().ok()).unwrap_or(0u64);
+        // USER_HZ is 100 on every Linux that this runs on.
+        out.child_cpu = Duration::from_millis(10 * (number(11) + number(12)));
+        out.child_faults = number(7);
         if Instant::now() >= next_sample {
             let parent = memory_bytes(server.pid(), "smaps_rollup", "Pss")?;
             if let Ok(own) = memory_bytes(child, "smaps_rollup", "Pss") {

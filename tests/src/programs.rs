@@ -1,6 +1,6 @@
 //! Runs the hazard programs of `tests/programs/` without and with the library and compares them.
 //!
-//! A program is one C file. Leading `// word: value` comments tell the runner about it:
+//! A program is one C file, or C++ with the extension `.cpp`. Leading `// word: value` comments tell the runner about it:
 //!
 //! | comment | meaning |
 //! |---|---|
@@ -67,9 +67,9 @@ impl Mode {
 /// A hazard program and what its header comments say.
 #[derive(Clone, Debug)]
 pub struct Program {
-    /// File name without `.c`.
+    /// File name without its extension.
     pub name: String,
-    /// The C file.
+    /// The C or C++ file.
     pub source: PathBuf,
     /// Extra compiler arguments.
     pub cflags: Vec<String>,
@@ -131,7 +131,7 @@ impl Program {
         let mut all = Vec::new();
         for entry in fs::read_dir(dir)? {
             let path = entry?.path();
-            if path.extension().is_some_and(|e| e == "c") {
+            if path.extension().is_some_and(|e| e == "c" || e == "cpp") {
                 all.push(Program::load(&path)?);
             }
         }
@@ -145,14 +145,16 @@ impl Program {
     /// The compiler's output, or why it could not be started.
     pub fn compile(&self, dir: &Path) -> Result<PathBuf, String> {
         let bin = dir.join(&self.name);
-        let out = Command::new("cc")
+        let cpp = self.source.extension().is_some_and(|e| e == "cpp");
+        let compiler = if cpp { "c++" } else { "cc" };
+        let out = Command::new(compiler)
             .args(["-O1", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"])
             .args(&self.cflags)
             .arg("-o")
             .arg(&bin)
             .arg(&self.source)
             .output()
-            .map_err(|e| format!("cannot run cc (install gcc): {e}"))?;
+            .map_err(|e| format!("cannot run {compiler} (install gcc, g++): {e}"))?;
         if !out.status.success() {
             return Err(String::from_utf8_lossy(&out.stderr).into_owned());
         }

@@ -130,6 +130,9 @@ fn many_values(table: &mut Table, launch: &Launch) -> Result<u64, Failure> {
     let text = format!("{first:.0}/s, {last:.0}/s, ratio {:.2}", last / first);
     table.note("loads: first tenth, last tenth", launch.name(), &text);
     table.note("reads", launch.name(), &format!("{read_rate:.0}/s"));
+    let (_, cpu) = faults_and_cpu(server.pid())?;
+    let text = format!("{:.1} us", cpu.as_secs_f64() * 1e6 / (2 * count) as f64);
+    table.note("CPU / request", launch.name(), &text);
     table.note("mappings", launch.name(), &most.to_string());
     counters(table, &server, launch)?;
     table.note("resident", launch.name(), &mib(resident_bytes(server.pid())?));
@@ -171,15 +174,20 @@ fn snapshots(table: &mut Table, launch: &Launch) -> Result<Vec<Named<zio_tests::
     let resident = mib(resident_bytes(server.pid())?);
     table.note("resident before", launch.name(), &resident);
     counters(table, &server, launch)?;
+    let (_, cpu) = faults_and_cpu(server.pid())?;
+    let text = format!("{:.1} us", cpu.as_secs_f64() * 1e6 / keys.len() as f64);
+    table.note("CPU / load", launch.name(), &text);
     let mut taken = Vec::new();
     for (command, field) in [("BGSAVE", "rdb_last_bgsave_status"), ("BGREWRITEAOF", "aof_last_bgrewrite_status")] {
         let before = Live::read(&server, launch)?;
         let shot = snapshot(&server, command, field)?;
         let text = format!(
-            "peak PSS {}, of it the child {}, {:.2?}, fork {} us, {} samples",
+            "peak PSS {}, of it the child {}, {:.2?}, child's CPU {:.2?} and {} minor faults, fork {} us, {} samples",
             mib(shot.peak_pss_bytes),
             mib(shot.child_pss_bytes),
             shot.duration,
+            shot.child_cpu,
+            shot.child_faults,
             conns[0].info("stats", "latest_fork_usec")?,
             shot.samples
         );
@@ -195,7 +203,7 @@ fn snapshots(table: &mut Table, launch: &Launch) -> Result<Vec<Named<zio_tests::
     for (what, options) in [("RDB", &[][..]), ("AOF", &["--appendonly", "yes"][..])] {
         let start = Instant::now();
         let server = Server::start(launch, dir.path(), options)?;
-        let text = format!("{:.2?}", start.elapsed());
+        let text = format!("{:.2?}, CPU {:.2?}", start.elapsed(), faults_and_cpu(server.pid())?.1);
         table.note(&format!("restart from {what}"), launch.name(), &text);
         data.verify(&mut connect(&server, 4)?, &keys, 8)?;
         finish(server, launch)?;
@@ -362,7 +370,14 @@ fn churn(table: &mut Table, launch: &Launch, turns: Turns) -> Result<Vec<u64>, F
         resident.push(resident_bytes(server.pid())?);
     }
     let ops = (resident.len() * CHURN_CLIENTS * CHURN_TURN) as f64;
-    let text = format!("{:.0}/s for {:.1?}", ops / start.elapsed().as_secs_f64(), start.elapsed());
+    let (faults, cpu) = faults_and_cpu(server.pid())?;
+    let text = format!(
+        "{:.0}/s for {:.1?}, CPU {:.1} us, minor faults {:.1} / request",
+        ops / start.elapsed().as_secs_f64(),
+        start.elapsed(),
+        cpu.as_secs_f64() * 1e6 / ops,
+        faults as f64 / ops
+    );
     table.note("SETs of 16 KiB to 1 MiB", launch.name(), &text);
     let (end, peak) = (resident.last().copied(), resident.iter().max().copied());
     let text = format!("{}, peak {}", mib(end.unwrap_or(0)), mib(peak.unwrap_or(0)));
@@ -370,6 +385,7 @@ fn churn(table: &mut Table, launch: &Launch, turns: Turns) -> Result<Vec<u64>, F
     let used = server.connect()?.info("memory", "used_memory")?;
     table.note("used_memory", launch.name(), &mib(used.parse().unwrap_or(0)));
     table.note("mappings", launch.name(), &mappings(server.pid())?.to_string());
+    counters(table, &server, launch)?;
     held(table, "end", &server, launch)?;
     all(&mut clients, &|c| c.verify(&pool))?;
     finish(server, launch)?;
@@ -408,6 +424,9 @@ const STEADY_VALUE: usize = 256 * KIB;
 const STEADY_KEYS: usize = 50;
 const STEADY_CLIENTS: usize = 50;
 const WARM_UP: usize = 20_000;
+/// Redis grows a client's reply buffer by one step a second, up to 16 KiB, while replies fill it: requests
+/// alone would end the warm-up before each GET has its lasting form (16376 bytes there, the rest in a block).
+const WARM_UP_TIME: Duration = Duration::from_secs(8);
 const WINDOW: usize = 10_000;
 
 /// One client of the steady phase: a request, its reply, the next request.
@@ -453,7 +472,11 @@ fn steady(table: &mut Table, launch: &Launch) -> Result<Vec<Named<f64>>, Failure
     }
     let mut out = Vec::new();
     for (what, phase) in [("SET", Steady::set as Phase), ("GET", Steady::get as Phase)] {
-        all(&mut clients, &|c| phase(c, &values, WARM_UP / STEADY_CLIENTS))?;
+        let start = Instant::now();
+        let mut first = true;
+        while std::mem::take(&mut first) || start.elapsed() < WARM_UP_TIME {
+            all(&mut clients, &|c| phase(c, &values, WARM_UP / STEADY_CLIENTS))?;
+        }
         let before = Live::read(&server, launch)?;
         let (faults, cpu) = faults_and_cpu(server.pid())?;
         let start = Instant::now();

@@ -209,10 +209,11 @@ pub struct SignalBooks {
     pub away: [[AtomicU64; 2]; AWAY_MAX],
     /// How many entries of `away` are in use.
     pub depth: AtomicU32,
-    /// Fault signals that were sent while the program believed to have blocked them.
+    /// Fault signals that were sent while the program believed to have blocked them: to the thread in the low half,
+    /// to the process in the high one.
     pub pending: AtomicU64,
-    /// The `siginfo_t` of each pending one: SIGSEGV, SIGBUS.
-    pub info: [[AtomicU64; 16]; 2],
+    /// The `siginfo_t` of each pending one: SIGSEGV to the thread, to the process, SIGBUS likewise.
+    pub info: [[AtomicU64; 16]; 4],
 }
 
 /// A thread's record. All zeros is a free one.

@@ -295,16 +295,12 @@ impl Kernel for FakeKernel {
 
     fn discard(&self, s: Span) -> Result<(), Errno> {
         let w = self.world();
-        let injected = w.injected();
-        let s = if injected.is_some() { self.part(s) } else { s };
-        if is_program(s.start) {
-            if !s.is_empty() {
-                w.space.borrow_mut().discard(s);
-            }
-        } else {
-            w.poison_cores(s);
+        // The real one refuses at once, if at all.
+        if let Some(e) = w.injected() {
+            return Err(e);
         }
-        injected.map_or(Ok(()), Err)
+        if is_program(s.start) { w.space.borrow_mut().discard(s) } else { w.poison_cores(s) }
+        Ok(())
     }
 
     fn populate(&self, s: Span) -> Result<(), Errno> {
