@@ -98,6 +98,7 @@ unsafe extern "C" fn prctl(o: c_int, a: c_long, b: c_long, c: c_long, d: c_long)
     if o == libc::PR_SET_SECCOMP {
         init::withdraw(b"the program installs a seccomp filter");
     }
+    crate::outputs::block(a as u64, zio_tracker::addr::PAGE);
     // SAFETY: the program's call.
     unsafe { real::prctl(o, a, b, c, d) }
 }

@@ -176,13 +176,13 @@ static void other(void) {
     say("in the other context: blocked %d, bad %d", is_blocked(SIGSEGV), touch());
     swapcontext(&other_context, &main_context);
     say("there again: blocked %d", is_blocked(SIGSEGV));
+    setcontext(&main_context);
 }
 static void contexts(peer *p) {
     static u8 stack[64 * 1024];
     volatile int back = 0;
     getcontext(&other_context);
     other_context.uc_stack.ss_sp = stack, other_context.uc_stack.ss_size = sizeof stack;
-    other_context.uc_link = &main_context;
     sigfillset(&other_context.uc_sigmask);
     makecontext(&other_context, other, 0);
     GET(p, seed, data, N);

@@ -11,13 +11,14 @@ use crate::receive::touch;
 use crate::sys::next;
 use crate::{TRACKER, config, masks, probe, real, signals};
 use core::arch::naked_asm;
-use core::ffi::{c_int, c_void};
+use core::ffi::{c_char, c_int, c_void};
+use core::sync::atomic::{AtomicPtr, Ordering};
 use zio_tracker::addr::PAGE;
 
 type Ptr = *mut c_void;
 
 unsafe extern "C" {
-    static environ: Ptr;
+    fn dlsym(handle: *mut c_void, name: *const c_char) -> Ptr;
 }
 
 /// True if the kernel could find something elided.
@@ -66,9 +67,21 @@ fn exec(path: Ptr, argv: Ptr, env: Ptr, call: impl FnOnce() -> c_int) -> c_int {
     r
 }
 
+/// Where `environ` is. Looked up by name: the variable may be a copy in the executable, which libc uses too.
+static ENVIRON: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static CONSTRUCTOR: extern "C" fn() = find_environment;
+
+extern "C" fn find_environment() {
+    // SAFETY: the global scope, a terminated name.
+    ENVIRON.store(unsafe { dlsym(core::ptr::null_mut(), c"environ".as_ptr()) }, Ordering::Relaxed);
+}
+
+/// The environment that calls without one pass on.
 fn environment() -> Ptr {
-    // SAFETY: libc's variable.
-    unsafe { environ }
+    probe::read::<u64>(ENVIRON.load(Ordering::Relaxed) as u64).unwrap_or(0) as Ptr
 }
 
 /// execve(2).

@@ -2,7 +2,8 @@
 //!
 //! libc saves and restores the mask by calls that no hook sees, and without the fault signals, which are never
 //! blocked in the kernel. A jump buffer and a `ucontext_t` have room for 1,024 signals, of which libc uses 64: the
-//! last word carries what the program believes of the fault signals.
+//! last word carries what the program believes of the fault signals. When a context made by makecontext ends, libc
+//! resumes its successor unseen: the belief stays that of the one that ended.
 //!
 //! Soundness: the entry points keep their argument registers and the stack pointer, and end in a jump to libc's
 //! function. The buffer's layout (x86-64 glibc) is part of its ABI: `rsp`, mangled, at 48, the flag at 64, the mask

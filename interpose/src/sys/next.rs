@@ -5,21 +5,30 @@
 
 use crate::real;
 use core::ffi::{c_int, c_void};
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::Ordering;
 
 macro_rules! following {
     ($($name:ident = $sym:literal : fn($($arg:ident : $t:ty),*) -> $r:ty;)*) => {
+        #[allow(non_upper_case_globals)] // One slot for each function, by its name.
+        mod slots {
+            use core::{ffi::c_void, ptr::null_mut, sync::atomic::AtomicPtr};
+            $(pub static $name: AtomicPtr<c_void> = AtomicPtr::new(null_mut());)*
+        }
+
+        extern "C" fn resolve() {
+            $(slots::$name.store(real::next($sym), Ordering::Relaxed);)*
+        }
         $(
             #[doc = concat!("libc's `", stringify!($name), "`.")]
             ///
             /// # Safety
             /// As the C function.
             pub unsafe fn $name($($arg: $t),*) -> $r {
-                static SLOT: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
-                let mut p = SLOT.load(Ordering::Relaxed);
+                let slot = &slots::$name;
+                let mut p = slot.load(Ordering::Relaxed);
                 if p.is_null() {
                     p = real::next($sym);
-                    SLOT.store(p, Ordering::Relaxed);
+                    slot.store(p, Ordering::Relaxed);
                 }
                 if p.is_null() {
                     // Somebody found our hook of a function that libc does not have, and called it.
@@ -33,6 +42,11 @@ macro_rules! following {
         )*
     };
 }
+
+/// At start, whatever the settings: a later dlsym could wait for a lock that a forked child never gets.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static CONSTRUCTOR: extern "C" fn() = resolve;
 
 type Ptr = *mut c_void;
 

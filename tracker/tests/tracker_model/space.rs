@@ -219,9 +219,8 @@ impl Space {
         self.ours = true;
         let range = indices(s);
         let first = self.pages[range.start];
-        let same = |p: &Page| {
-            p.mapped && p.registered == first.registered && (self.merge || p.mapping == first.mapping)
-        };
+        let same =
+            |p: &Page| p.mapped && p.registered == first.registered && (self.merge || p.mapping == first.mapping);
         if first.registered.is_none() || !self.pages[range.clone()].iter().all(same) {
             return Err(Errno::NOENT);
         }
@@ -299,7 +298,11 @@ impl Kernel for FakeKernel {
         if let Some(e) = w.injected() {
             return Err(e);
         }
-        if is_program(s.start) { w.space.borrow_mut().discard(s) } else { w.poison_cores(s) }
+        if is_program(s.start) {
+            w.space.borrow_mut().discard(s)
+        } else {
+            w.poison_cores(s)
+        }
         Ok(())
     }
 

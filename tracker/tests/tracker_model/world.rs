@@ -437,7 +437,11 @@ impl World {
         if !t.pages.get(Bit::Armed, page) {
             let s = self.space.borrow();
             let p = s.page(page);
-            if p.present { out.copy_from_slice(s.slice(page, PAGE)) } else { out.fill(0) }
+            if p.present {
+                out.copy_from_slice(s.slice(page, PAGE))
+            } else {
+                out.fill(0)
+            }
             return;
         }
         out.fill(0);
