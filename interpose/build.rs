@@ -13,6 +13,8 @@ fn main() {
     }
     // GNU ld with one codegen unit left calls to our own exports; rust-lld honours --wrap for all of them.
     println!("cargo::rustc-cdylib-link-arg=-fuse-ld=lld");
+    // A hook that uses another one means ours, not a definition that comes earlier in the search order.
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-Bsymbolic");
     println!("cargo::rustc-cdylib-link-arg=-nostartfiles");
     println!("cargo::rerun-if-changed=build.rs");
 }

@@ -189,18 +189,32 @@ unsafe extern "C" fn mempcpy() {
         limit = sym ZIO_LOOK_AT, slow = sym slow_mempcpy)
 }
 
-/// glibc's other name of mempcpy.
+/// glibc's other name of mempcpy. Not a jump to it: `--wrap` sends references to a wrapped name past the hook,
+/// those from inside the library too.
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 unsafe extern "C" fn __mempcpy() {
-    naked_asm!("jmp {f}", f = sym mempcpy)
+    naked_asm!(
+        "cmp rdx, qword ptr [rip + {limit}]",
+        "jae 2f",
+        "jmp qword ptr [rip + zio_real_mempcpy]",
+        "2: mov rcx, qword ptr [rsp]",
+        "jmp {slow}",
+        limit = sym ZIO_LOOK_AT, slow = sym slow_mempcpy)
 }
 
 /// bcopy(3): the source comes first.
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 unsafe extern "C" fn bcopy() {
-    naked_asm!("xchg rdi, rsi", "jmp {f}", f = sym memmove)
+    naked_asm!(
+        "xchg rdi, rsi",
+        "cmp rdx, qword ptr [rip + {limit}]",
+        "jae 2f",
+        "jmp qword ptr [rip + zio_real_memmove]",
+        "2: mov rcx, qword ptr [rsp]",
+        "jmp {slow}",
+        limit = sym ZIO_LOOK_AT, slow = sym slow_move)
 }
 
 /// memset(3).
@@ -216,20 +230,29 @@ unsafe extern "C" fn memset() {
 }
 
 macro_rules! checked {
-    ($name:ident, $plain:ident, $real:expr, $doc:literal) => {
+    ($name:ident, $slot:literal, $slow:path, $real:expr, $doc:literal) => {
         #[doc = $doc]
         #[unsafe(no_mangle)]
         #[unsafe(naked)]
         unsafe extern "C" fn $name() {
-            naked_asm!("cmp rdx, rcx", "ja 2f", "jmp {plain}", "2: jmp {fail}", plain = sym $plain, fail = sym $real)
+            naked_asm!(
+                "cmp rdx, rcx",
+                "ja 3f",
+                "cmp rdx, qword ptr [rip + {limit}]",
+                "jae 2f",
+                concat!("jmp qword ptr [rip + ", $slot, "]"),
+                "2: mov rcx, qword ptr [rsp]",
+                "jmp {slow}",
+                "3: jmp {fail}",
+                limit = sym ZIO_LOOK_AT, slow = sym $slow, fail = sym $real)
         }
     };
 }
 
-checked!(__memcpy_chk, memcpy, real::memcpy_chk, "Fortified memcpy; an overflow is libc's to report.");
-checked!(__memmove_chk, memmove, real::memmove_chk, "Fortified memmove.");
-checked!(__mempcpy_chk, mempcpy, real::mempcpy_chk, "Fortified mempcpy.");
-checked!(__memset_chk, memset, real::memset_chk, "Fortified memset.");
+checked!(__memcpy_chk, "zio_real_memmove", slow_move, real::memcpy_chk, "Fortified memcpy; an overflow is libc's to report.");
+checked!(__memmove_chk, "zio_real_memmove", slow_move, real::memmove_chk, "Fortified memmove.");
+checked!(__mempcpy_chk, "zio_real_mempcpy", slow_mempcpy, real::mempcpy_chk, "Fortified mempcpy.");
+checked!(__memset_chk, "zio_real_memset", slow_memset, real::memset_chk, "Fortified memset.");
 
 /// libc's memmove.
 ///

@@ -53,7 +53,10 @@ impl<K: Kernel> Tracker<K> {
             }
             let s = Self::site(st, site);
             let elide = s.ask(src.len(), RENAME_MIN) == Plan::Elide;
-            let rearm = elide && Self::site(st, site).rearm();
+            // A buffer that is moved within itself is being filled: its borders go on being touched.
+            let moved_within = !src.intersect(dst).is_empty();
+            let s = Self::site(st, site);
+            let rearm = elide && (s.rearm() || s.is_calm() && !moved_within);
             let to_name = self.cut_copy(st, x, dst, elide, rearm);
             // Resident bytes that go to armed pages are captured: moved, but the page stays armed.
             let rename = to_name * NAMED_PART >= dst.len() && (named_source(x) > 0 || self.mostly_armed(dst));

@@ -10,6 +10,8 @@
 pub const BYTES_PER_FAULT: u64 = 20 * 4096;
 /// Elisions of a site between two looks at its record.
 const EPOCH: u32 = 16;
+/// Elisions without a fault after which a site counts as calm.
+const CALM: u32 = 32;
 /// Longest back-off: 2^LEVEL_MAX epochs.
 const LEVEL_MAX: u32 = 12;
 /// Slots of the site table; sites whose addresses fall together share one, and its verdict.
@@ -67,6 +69,8 @@ pub struct Site {
     rearm_left: u32,
     rearm_every: u32,
     rearm_faults: u32,
+    /// Elisions since the last fault.
+    calm: u32,
     /// Receive sites: moving average of results, bytes; `seen` says it means something.
     average: u32,
     seen: u32,
@@ -86,6 +90,7 @@ impl Site {
     pub fn elided(&mut self, bytes: u64) {
         self.elided = self.elided.saturating_add(bytes);
         self.ops += 1;
+        self.calm = self.calm.saturating_add(1);
         if self.ops < EPOCH {
             return;
         }
@@ -102,6 +107,12 @@ impl Site {
     pub fn fault(&mut self) {
         self.faults = self.faults.saturating_add(1);
         self.rearm_faults = self.rearm_faults.saturating_add(1);
+        self.calm = 0;
+    }
+
+    /// True while what the site elides is not touched at all: then every page is worth arming.
+    pub fn is_calm(&self) -> bool {
+        self.calm >= CALM
     }
 
     /// True when it is time to try pages again that were touched before.

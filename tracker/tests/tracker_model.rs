@@ -6,6 +6,8 @@
 //! `ZIO_SEED=<that>` repeats it as the first world of the same test. `ZIO_OPS` sets the number of operations in
 //! all, `ZIO_WORLD` those of one world (small: short failing sequences).
 
+#[path = "tracker_model/check.rs"]
+mod check;
 #[path = "tracker_model/life.rs"]
 mod life;
 #[path = "tracker_model/ops.rs"]

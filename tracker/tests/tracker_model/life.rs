@@ -215,11 +215,28 @@ pub fn lose_descriptor(w: &World) {
     }
 }
 
+/// Bounded steps lead to the bound on held bytes.
+fn compaction_ends(w: &World) {
+    for _ in 0..3000 {
+        compact(w);
+        if !w.tracker().wants_compaction() {
+            w.check();
+            w.audit();
+            return w.compare_all();
+        }
+    }
+    let held = w.tracker().locked(None, |st| (st.arena.held_bytes(), st.arena.named_bytes()));
+    panic!("3000 steps of compaction leave held and named bytes at {held:?}");
+}
+
 /// The end of a world: everything is right, everything is given back, and the books say so.
 pub fn finish(w: &World) {
     w.check();
     w.audit();
     w.compare_all();
+    if w.config.failures == 0 && w.config.map_nodes > 100 && !w.forked.get() {
+        compaction_ends(w);
+    }
     let t = w.tracker();
     let thread = Some(w.thread());
     w.without_failures(|| {

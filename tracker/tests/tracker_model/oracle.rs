@@ -56,7 +56,7 @@ impl Oracle {
     /// The program has seen these bytes: from now on they are what it saw.
     pub fn seen(&mut self, at: u64, b: &[u8]) {
         let r = range(Span::between(at, at + b.len() as u64));
-        if self.known[r.clone()].iter().any(|k| *k == 0) {
+        if self.known[r].contains(&0) {
             self.write(at, b);
         }
     }

@@ -63,7 +63,7 @@ pub fn is_program(addr: u64) -> bool {
 
 fn indices(s: Span) -> std::ops::Range<usize> {
     assert!(s.start >= BASE && s.end <= END, "{s:x?} is not program memory");
-    assert!(s.start % PAGE == 0 && s.end % PAGE == 0, "{s:x?} is not aligned");
+    assert!(s.start.is_multiple_of(PAGE) && s.end.is_multiple_of(PAGE), "{s:x?} is not aligned");
     assert!(!s.is_empty(), "an empty page-table call");
     ((s.start - BASE) / PAGE) as usize..((s.end - BASE) / PAGE) as usize
 }
