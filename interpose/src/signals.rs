@@ -14,7 +14,7 @@
 
 use crate::masks::{self, FAULT_BITS, bit};
 use crate::sys::{self, KernelAction};
-use crate::{TRACKER, real, tls};
+use crate::{threads, TRACKER, real, tls};
 use core::cell::UnsafeCell;
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -172,7 +172,9 @@ unsafe extern "C" fn on_fault(sig: c_int, info: *mut libc::siginfo_t, context: *
         if from_kernel {
             let write = (*context).err & 2 != 0;
             let addr = (*info).si_addr() as u64;
-            let t = tls::get();
+            // A thread may touch elided memory before it ever enters a hook: what a fault must remember of it needs
+            // a record.
+            let t = threads::current();
             let inside = t.is_some_and(|t| t.critical.load(Ordering::Relaxed) != 0);
             if !inside {
                 match TRACKER.fault(t, addr, write) {

@@ -51,7 +51,7 @@ fn enrol() -> Option<&'static Thread> {
     for i in 0..MAX_THREADS {
         let t = record(i)?;
         let held_by = t.tid.load(Ordering::Relaxed);
-        let free = held_by == 0 || (held_by != tid && !sys::thread_exists(held_by)) || held_by == tid;
+        let free = held_by == 0 || held_by == tid || !sys::thread_exists(held_by);
         if free && t.tid.compare_exchange(held_by, tid, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             t.reset(tid);
             t.shard.store(if i < SHARDS - 1 { i as u32 } else { SHARDS as u32 - 1 }, Ordering::Relaxed);
@@ -61,16 +61,16 @@ fn enrol() -> Option<&'static Thread> {
             t.program_stack[2].store(libc::SS_DISABLE as u64, Ordering::Relaxed);
             tls::set(t);
             give_signal_stack(t);
-            count_thread(i);
+            count_thread(t, i);
             return Some(t);
         }
     }
     None
 }
 
-fn count_thread(i: usize) {
+fn count_thread(t: &Thread, i: usize) {
     let n = USED.fetch_max(i as u32 + 1, Ordering::Relaxed).max(i as u32 + 1);
-    TRACKER.locked(None, |st| st.threads = u64::from(n));
+    TRACKER.locked(Some(t), |st| st.threads = u64::from(n));
 }
 
 /// Our fault handler must not depend on room on the program's stack: the thread gets an alternate stack,

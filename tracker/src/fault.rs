@@ -13,6 +13,9 @@ const AROUND_MAX: u32 = 64;
 /// In a forked child readers go through everything once (a snapshot): whole runs at once.
 const AROUND_CHILD: u32 = 256;
 
+/// Faults at one address after which it is the program's own, for threads without a record.
+const UNRECORDED_TRIES: u32 = 4096;
+
 /// What a fault handler should do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
@@ -87,8 +90,20 @@ impl<K: Kernel> Tracker<K> {
         Span::between(start, run.end)
     }
 
+    /// Without a record (the pool is used up) threads share one memory, and an address must come up often before it
+    /// is the program's own: repeating an instruction is always harmless.
+    fn foreign_unrecorded(&self, addr: u64) -> Fault {
+        let f = &self.unrecorded;
+        let same = f.last.swap(addr, Ordering::Relaxed) == addr;
+        let n = if same { f.streak.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        if !same {
+            f.streak.store(0, Ordering::Relaxed);
+        }
+        if n >= UNRECORDED_TRIES { Fault::Foreign } else { Fault::Resolved }
+    }
+
     fn foreign(&self, thread: Option<&Thread>, addr: u64, generation: u64) -> Fault {
-        let Some(t) = thread else { return Fault::Foreign };
+        let Some(t) = thread else { return self.foreign_unrecorded(addr) };
         let f = &t.faults;
         let again = f.odd_addr.load(Ordering::Relaxed) == addr && f.odd_generation.load(Ordering::Relaxed) == generation;
         f.odd_addr.store(if again { 0 } else { addr }, Ordering::Relaxed);

@@ -31,7 +31,7 @@ use crate::page_state::{Bit, PageState};
 use crate::policy::{self, Site};
 use crate::stats::{Counter, SHARDS, StatsPage};
 use crate::sys::Kernel;
-use crate::thread::Thread;
+use crate::thread::{FaultHistory, Thread};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -116,6 +116,8 @@ pub struct Tracker<K: Kernel> {
     stats: AtomicPtr<StatsPage>,
     /// Moves whenever an armed page stops being armed.
     pub generation: AtomicU64,
+    /// Fault history of threads without a record.
+    pub(crate) unrecorded: FaultHistory,
     /// Set in a child after fork.
     pub forked: AtomicBool,
     /// Set when this process has made a second thread (or may have).
@@ -142,6 +144,7 @@ impl<K: Kernel> Tracker<K> {
             arming: AtomicU32::new(0),
             stats: AtomicPtr::new(core::ptr::null_mut()),
             generation: AtomicU64::new(1),
+            unrecorded: FaultHistory::new(),
             forked: AtomicBool::new(false),
             threaded: AtomicBool::new(false),
             threshold: AtomicU64::new(u64::MAX),

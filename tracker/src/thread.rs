@@ -216,6 +216,18 @@ pub struct SignalBooks {
     pub info: [[AtomicU64; 16]; 4],
 }
 
+impl FaultHistory {
+    /// Nothing happened yet.
+    pub const fn new() -> Self {
+        FaultHistory {
+            odd_addr: AtomicU64::new(0),
+            odd_generation: AtomicU64::new(0),
+            last: AtomicU64::new(0),
+            streak: AtomicU32::new(0),
+        }
+    }
+}
+
 /// A thread's record. All zeros is a free one.
 #[repr(C)]
 pub struct Thread {

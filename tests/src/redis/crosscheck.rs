@@ -8,7 +8,7 @@ use std::process::Command;
 use super::Failure;
 use super::content::{Kind, Rng, fill};
 use super::resp::{Conn, Reply};
-use super::server::{FaultMode, Launch, Server, Stats, TempDir};
+use super::server::{Launch, Server, Stats, TempDir};
 
 /// Compiles the shim from its C source into `dir`.
 ///

@@ -62,6 +62,11 @@ impl World {
     pub fn check(&self) {
         self.tracker().check();
         let space = self.space.borrow();
+        self.tracker().locked(None, |st| {
+            st.known.for_each_in(BASE, END, |e| {
+                Self::by_page(e.start, e.len, |a, _, _| assert!(space.page(a).fit, "{a:#x} is held for fit: {e:x?}"));
+            });
+        });
         for i in 0..PAGES {
             let at = BASE + i * PAGE;
             let p = space.page(at);

@@ -1,6 +1,6 @@
 //! What happens to memory itself: blocks and mappings come and go, the process forks, zio cleans up.
 
-use super::ops::{HEAP, MAPPED, MAPPED_TOO, UNKNOWN, make_resident, range, store_random};
+use super::ops::{HEAP, MAPPED, MAPPED_TOO, UNKNOWN, make_resident, range, seen, store_random};
 use super::space::{BASE, END};
 use super::world::{THREADS, World};
 use std::sync::atomic::Ordering;
@@ -92,7 +92,7 @@ fn block_goes(w: &World) {
     w.note("block goes", [block.start, block.len(), u64::from(mapped)]);
     w.tracker().block_removed(Some(w.thread()), block, mapped);
     if mapped {
-        w.space.borrow_mut().map(whole);
+        w.space.borrow_mut().map(whole, true);
         w.oracle.borrow_mut().zero(whole);
     } else {
         w.oracle.borrow_mut().forget(block);
@@ -121,18 +121,19 @@ fn remap(w: &World) {
     }
     let (took, two_steps) = (!w.rng.coin(8), w.rng.coin(2));
     w.note("remap", [s.start, s.len(), u64::from(took)]);
-    let eligible = in_mappings(s);
+    // Else the new mapping is of a kind that must never be armed: shared, say.
+    let eligible = in_mappings(s) && !w.rng.coin(10);
     let t = Some(w.thread());
     w.tracker().with_mapping_change(t, s, eligible && !two_steps, || {
         if took {
-            w.space.borrow_mut().map(s);
+            w.space.borrow_mut().map(s, eligible);
         }
         ((), took)
     });
     if took {
         w.oracle.borrow_mut().zero(s);
     }
-    if eligible && two_steps {
+    if eligible && took && two_steps {
         w.tracker().mapping_added(t, s);
     }
     w.compare(s);
@@ -150,11 +151,9 @@ fn change_protection(w: &World) {
     assert!(!w.tracker().pages.any_armed(s), "armed pages in unknown memory");
     w.let_others_run();
     if !w.rng.coin(8) {
-        for region in [MAPPED, MAPPED_TOO] {
-            let part = s.outer_pages().intersect(region);
-            if !part.is_empty() {
-                w.tracker().mapping_added(t, part);
-            }
+        let fit = |at: &u64| w.space.borrow().page(*at).fit && !HEAP.contains(Span::between(*at, *at + PAGE));
+        for at in (s.outer_pages().start..s.end).step_by(PAGE as usize).filter(fit) {
+            w.tracker().mapping_added(t, Span::between(at, at + PAGE));
         }
         for (block, _) in w.blocks.borrow().iter() {
             w.tracker().block_added(t, *block);
@@ -205,6 +204,14 @@ pub fn become_child(w: &World) {
     w.check();
 }
 
+/// What a forked child is there for: it reads everything.
+pub fn snapshot(w: &World) {
+    w.note("snapshot", [0; 3]);
+    w.busy(&[(Span::between(BASE, END), false)], || {
+        w.load(BASE, END - BASE, |at, b| seen(w, BASE + at as u64, b, "read by the child"));
+    });
+}
+
 /// close_range() unseen: registrations go, markers stay.
 pub fn lose_descriptor(w: &World) {
     if w.config.arming == zio_tracker::state::Arming::Guard {
@@ -247,7 +254,7 @@ pub fn finish(w: &World) {
             w.compare_all();
         }
         t.with_mapping_change(thread, Span::between(BASE, END), false, || {
-            w.space.borrow_mut().map(Span::between(BASE, END));
+            w.space.borrow_mut().map(Span::between(BASE, END), false);
             ((), true)
         });
     });

@@ -37,6 +37,9 @@ pub fn step(w: &World, check_every: u64) {
     if w.config.failures > 0 && w.rng.coin(1000) {
         life::lose_descriptor(w);
     }
+    if w.forked.get() && w.rng.coin(40) {
+        life::snapshot(w);
+    }
     operation(w);
     if w.ops.get().is_multiple_of(check_every) {
         w.check();
@@ -280,7 +283,7 @@ fn send(w: &World) {
 }
 
 /// Bytes that the program, or its peer, has got of its memory.
-fn seen(w: &World, at: u64, bytes: &[u8], how: &str) {
+pub fn seen(w: &World, at: u64, bytes: &[u8], how: &str) {
     let mut oracle = w.oracle.borrow_mut();
     if let Some(wrong) = oracle.differs(at, bytes) {
         panic!("wrong byte {how} of {wrong:#x}");

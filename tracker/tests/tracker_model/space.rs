@@ -5,6 +5,7 @@
 //! buffers of the test that outlive the call; program memory is a `Vec` behind fake addresses. The pointer to
 //! the world is valid for as long as the tracker that owns this kernel: `World::dispose` drops both.
 
+use super::ops::UNKNOWN;
 use super::world::World;
 use zio_tracker::addr::{PAGE, Span};
 use zio_tracker::sys::{Errno, Kernel, Register};
@@ -24,6 +25,8 @@ const BUSY: Errno = Errno(16);
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Page {
     pub mapped: bool,
+    /// Private, anonymous, writable, and not made unfit otherwise.
+    pub fit: bool,
     pub present: bool,
     pub guard: bool,
     /// Write-protected by userfaultfd.
@@ -79,7 +82,8 @@ impl Space {
             descriptor: 0,
             mappings: 0,
         };
-        s.map(Span::between(BASE, END));
+        s.map(Span::between(BASE, END), true);
+        s.map(UNKNOWN, false);
         s
     }
 
@@ -98,10 +102,10 @@ impl Space {
     }
 
     /// A fresh anonymous mapping replaces what was there.
-    pub fn map(&mut self, s: Span) {
+    pub fn map(&mut self, s: Span, fit: bool) {
         self.mappings += 1;
         for i in indices(s) {
-            self.pages[i] = Page { mapped: true, mapping: self.mappings, ..Page::default() };
+            self.pages[i] = Page { mapped: true, fit, mapping: self.mappings, ..Page::default() };
         }
         // What a page holds before it is present must not matter.
         self.slice_mut(s.start, s.len()).fill(0xee);
@@ -147,6 +151,7 @@ impl Space {
                 return Err(Errno::NOMEM);
             }
             let p = &mut self.pages[i];
+            assert!(p.fit, "memory that is not for it is armed: {s:x?}");
             (p.guard, p.present, p.protected) = (true, false, false);
         }
         self.slice_mut(s.start, s.len()).fill(0xcc);
@@ -177,6 +182,7 @@ impl Space {
         if range.clone().any(|i| !self.pages[i].mapped) {
             return Err(Errno::INVAL);
         }
+        assert!(self.pages[range.clone()].iter().all(|p| p.fit), "memory that is not for it is registered: {s:x?}");
         let foreign = |p: &Page| p.registered.is_some() && p.owner != self.descriptor;
         if self.pages[range.clone()].iter().any(foreign) {
             return Err(BUSY);
