@@ -54,11 +54,7 @@ pub fn classify<F: Read + Seek>(file: &mut F) -> io::Result<Image> {
         return Ok(Image::Damaged);
     }
     let (class, data) = (header[4], header[5]);
-    let machine = if data == ELFDATA2LSB {
-        u16_at(&header, 18)
-    } else {
-        u16::from_be_bytes([header[18], header[19]])
-    };
+    let machine = if data == ELFDATA2LSB { u16_at(&header, 18) } else { u16::from_be_bytes([header[18], header[19]]) };
     if class == ELFCLASS32 || data != ELFDATA2LSB || machine != EM_X86_64 {
         return Ok(Image::Foreign(describe(class, machine)));
     }
@@ -110,11 +106,7 @@ fn read_at<F: Read + Seek>(file: &mut F, offset: u64, into: &mut [u8]) -> io::Re
 }
 
 fn describe(class: u8, machine: u16) -> String {
-    let bits = if class == ELFCLASS32 {
-        "32-bit"
-    } else {
-        "64-bit"
-    };
+    let bits = if class == ELFCLASS32 { "32-bit" } else { "64-bit" };
     match machine {
         EM_386 => "a 32-bit x86 program".into(),
         EM_X86_64 if class == ELFCLASS32 => "an x32 program".into(),
@@ -173,12 +165,7 @@ mod tests {
     #[test]
     fn dynamic_static_and_shared() {
         let path = b"/lib64/ld-linux-x86-64.so.2";
-        assert_eq!(
-            class_of(&image(Some(path))),
-            Image::Dynamic {
-                loader: path.to_vec()
-            }
-        );
+        assert_eq!(class_of(&image(Some(path))), Image::Dynamic { loader: path.to_vec() });
         assert_eq!(class_of(&image(None)), Image::NoLoader { shared: true });
         let mut fixed = image(None);
         fixed[16] = 2;

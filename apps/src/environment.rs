@@ -40,10 +40,7 @@ impl Environment {
 
     /// Value of `name`, as `getenv` would find it.
     pub fn get(&self, name: &str) -> Option<OsString> {
-        self.entries
-            .iter()
-            .find_map(|e| value_of(e, name))
-            .map(|v| OsString::from_vec(v.to_vec()))
+        self.entries.iter().find_map(|e| value_of(e, name)).map(|v| OsString::from_vec(v.to_vec()))
     }
 
     /// Sets `name` in place of every entry of that name. A value with a NUL in it cannot be set.
@@ -55,8 +52,7 @@ impl Environment {
         text.extend_from_slice(name.as_bytes());
         text.push(b'=');
         text.extend_from_slice(value.as_bytes());
-        let text =
-            CString::new(text).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+        let text = CString::new(text).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
         self.remove(name);
         self.entries.push(text);
         Ok(())
@@ -82,18 +78,11 @@ impl Environment {
 }
 
 fn value_of<'a>(entry: &'a CString, name: &str) -> Option<&'a [u8]> {
-    entry
-        .as_bytes()
-        .strip_prefix(name.as_bytes())?
-        .strip_prefix(b"=")
+    entry.as_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b"=")
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {
-    strings
-        .iter()
-        .map(|s| s.as_ptr())
-        .chain([ptr::null()])
-        .collect()
+    strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
 }
 
 #[cfg(test)]
@@ -101,10 +90,7 @@ mod tests {
     use super::*;
 
     fn environment(entries: &[&str]) -> Environment {
-        let entries = entries
-            .iter()
-            .map(|e| CString::new(*e).expect("no NUL"))
-            .collect();
+        let entries = entries.iter().map(|e| CString::new(*e).expect("no NUL")).collect();
         Environment { entries }
     }
 
@@ -114,11 +100,7 @@ mod tests {
         assert_eq!(e.get("A"), Some("1".into()));
         assert_eq!(e.get("odd"), None);
         e.set("A", OsStr::new("4")).expect("set");
-        let all: Vec<_> = e
-            .entries
-            .iter()
-            .map(|e| e.to_str().expect("text"))
-            .collect();
+        let all: Vec<_> = e.entries.iter().map(|e| e.to_str().expect("text")).collect();
         assert_eq!(all, ["odd", "AB=2", "=x", "A=4"]);
         assert!(e.set("A", OsStr::new("nul\0")).is_err());
         assert_eq!(e.get("A"), Some("4".into()));

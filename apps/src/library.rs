@@ -29,10 +29,7 @@ impl fmt::Display for Unavailable {
         match self {
             Unavailable::Named(path, why) => {
                 let path = path.display();
-                write!(
-                    f,
-                    "{LIBRARY_ENV}={path}: {why}; point {LIBRARY_ENV} at a {LIBRARY_NAME}, or unset it"
-                )
+                write!(f, "{LIBRARY_ENV}={path}: {why}; point {LIBRARY_ENV} at a {LIBRARY_NAME}, or unset it")
             }
             Unavailable::NotFound(dirs) => {
                 let dirs: Vec<_> = dirs.iter().map(|d| d.display().to_string()).collect();
@@ -43,11 +40,7 @@ impl fmt::Display for Unavailable {
                 )
             }
             Unavailable::Unusable(path, why) => {
-                write!(
-                    f,
-                    "{}: {why}; reinstall it, or set {LIBRARY_ENV} to a good one",
-                    path.display()
-                )
+                write!(f, "{}: {why}; reinstall it, or set {LIBRARY_ENV} to a good one", path.display())
             }
         }
     }
@@ -63,11 +56,7 @@ pub fn find() -> Result<PathBuf, Unavailable> {
         return find_named(named);
     }
     let dirs = directories();
-    let Some(path) = dirs
-        .iter()
-        .map(|d| d.join(LIBRARY_NAME))
-        .find(|p| p.is_file())
-    else {
+    let Some(path) = dirs.iter().map(|d| d.join(LIBRARY_NAME)).find(|p| p.is_file()) else {
         return Err(Unavailable::NotFound(dirs));
     };
     match check(&path) {
@@ -78,8 +67,7 @@ pub fn find() -> Result<PathBuf, Unavailable> {
 
 fn find_named(named: OsString) -> Result<PathBuf, Unavailable> {
     let named = PathBuf::from(named);
-    let path =
-        fs::canonicalize(&named).map_err(|e| Unavailable::Named(named.clone(), plain_error(&e)))?;
+    let path = fs::canonicalize(&named).map_err(|e| Unavailable::Named(named.clone(), plain_error(&e)))?;
     match check(&path) {
         Ok(()) => Ok(path),
         Err(why) => Err(Unavailable::Named(named, why)),

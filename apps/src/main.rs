@@ -51,10 +51,7 @@ enum Command {
 
 /// Entry from the C runtime.
 #[cfg_attr(not(test), unsafe(export_name = "main"))]
-#[cfg_attr(
-    test,
-    allow(dead_code, reason = "the test harness brings its own main")
-)]
+#[cfg_attr(test, allow(dead_code, reason = "the test harness brings its own main"))]
 extern "C" fn entry(_argc: libc::c_int, _argv: *const *const libc::c_char) -> libc::c_int {
     let code = dispatch(std::env::args_os().collect());
     // Not a plain return: this flushes Rust's standard output.
@@ -64,9 +61,7 @@ extern "C" fn entry(_argc: libc::c_int, _argv: *const *const libc::c_char) -> li
 fn dispatch(args: Vec<OsString>) -> u8 {
     // A usage error of `zio run` must not look like an exit code of CMD.
     let is_run = args.get(1).is_some_and(|a| a == "run");
-    let parsed = Cli::command()
-        .try_get_matches_from(args)
-        .and_then(|m| Cli::from_arg_matches(&m));
+    let parsed = Cli::command().try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(e) => {
@@ -93,9 +88,7 @@ fn dispatch(args: Vec<OsString>) -> u8 {
 
 /// The number in an exit code, which has no accessor.
 fn number(code: ExitCode) -> u8 {
-    (0..=u8::MAX)
-        .find(|&n| ExitCode::from(n) == code)
-        .unwrap_or(1)
+    (0..=u8::MAX).find(|&n| ExitCode::from(n) == code).unwrap_or(1)
 }
 
 /// Writes a report to standard output; `false` when it could not be written in full.

@@ -179,10 +179,7 @@ pub fn guard_mode(door: Door) -> Outcome {
     in_child(|slot| {
         let fd = opened(slot, door, uffd::FEATURE_SIGBUS | uffd::FEATURE_WP)?;
         let (base, source) = pages(slot)?;
-        at(
-            Step::Register,
-            uffd::register(&fd, base, PAGES * PAGE, uffd::REGISTER_WP),
-        )?;
+        at(Step::Register, uffd::register(&fd, base, PAGES * PAGE, uffd::REGISTER_WP))?;
         slot.step.store(Step::Arm as u32, SeqCst);
         advise(Step::Arm, base, uffd::MADV_GUARD_INSTALL)?;
         touch_all(slot, &fd, base, source, libc::SIGSEGV)
@@ -194,10 +191,7 @@ pub fn sigbus_mode(door: Door) -> Outcome {
     in_child(|slot| {
         let fd = opened(slot, door, uffd::FEATURE_SIGBUS)?;
         let (base, source) = pages(slot)?;
-        at(
-            Step::Register,
-            uffd::register(&fd, base, PAGES * PAGE, uffd::REGISTER_MISSING),
-        )?;
+        at(Step::Register, uffd::register(&fd, base, PAGES * PAGE, uffd::REGISTER_MISSING))?;
         touch_all(slot, &fd, base, source, libc::SIGBUS)
     })
 }
@@ -238,9 +232,7 @@ fn touch_all(slot: &Slot, fd: &OwnedFd, base: usize, source: usize, signal: i32)
     slot.step.store(Step::Fill as u32, SeqCst);
     let (third, from) = (base + 2 * PAGE, source + 2 * PAGE);
     // SAFETY: page 2 of each of the child's own mappings.
-    at(Step::Fill, unsafe {
-        uffd::copy(fd.as_raw_fd(), third, from, PAGE)
-    })?;
+    at(Step::Fill, unsafe { uffd::copy(fd.as_raw_fd(), third, from, PAGE) })?;
     slot.step.store(Step::Touch as u32, SeqCst);
     // SAFETY: pages of the child's own mapping; the handler fills them before the access completes.
     unsafe {
@@ -322,16 +314,7 @@ fn map(pages: usize) -> Stepped<usize> {
 fn map_raw(len: usize, sharing: i32) -> io::Result<usize> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new anonymous mapping where the kernel likes; nothing existing is replaced.
-    let addr = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            len,
-            protection,
-            sharing | libc::MAP_ANONYMOUS,
-            -1,
-            0,
-        )
-    };
+    let addr = unsafe { libc::mmap(ptr::null_mut(), len, protection, sharing | libc::MAP_ANONYMOUS, -1, 0) };
     if addr == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
@@ -371,10 +354,7 @@ fn in_child(probe: impl FnOnce(&Slot) -> Stepped<u64>) -> Outcome {
 
 /// A time limit, no core file, and the fault signals at their defaults whatever was inherited.
 fn quiet_child() {
-    let limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: plain system calls with valid arguments, in the child only.
     unsafe {
         libc::setrlimit(libc::RLIMIT_CORE, &limit);
@@ -400,10 +380,7 @@ fn wait(pid: libc::pid_t) -> i32 {
 }
 
 fn ended(slot: &Slot, status: i32) -> Outcome {
-    let step = Step::ALL
-        .get(slot.step.load(SeqCst) as usize)
-        .copied()
-        .unwrap_or(Step::Start);
+    let step = Step::ALL.get(slot.step.load(SeqCst) as usize).copied().unwrap_or(Step::Start);
     match slot.done.load(SeqCst) {
         1 => Outcome::Works(slot.value.load(SeqCst)),
         2 => Outcome::Failed(step, slot.errno.load(SeqCst)),

@@ -47,26 +47,14 @@ impl fmt::Display for Obstacle {
             }
             Obstacle::Foreign(what) => write!(f, "it is {what}, and zio is for x86-64"),
             Obstacle::OtherLoader(loader) => {
-                write!(
-                    f,
-                    "its dynamic loader is {loader}, and zio is for glibc programs"
-                )
+                write!(f, "its dynamic loader is {loader}, and zio is for glibc programs")
             }
-            Obstacle::SetId => write!(
-                f,
-                "it is setuid or setgid, so the loader ignores LD_PRELOAD"
-            ),
+            Obstacle::SetId => write!(f, "it is setuid or setgid, so the loader ignores LD_PRELOAD"),
             Obstacle::FileCapabilities => {
-                write!(
-                    f,
-                    "it has file capabilities, so the loader ignores LD_PRELOAD"
-                )
+                write!(f, "it has file capabilities, so the loader ignores LD_PRELOAD")
             }
             Obstacle::InterpreterChain => {
-                write!(
-                    f,
-                    "it has more than {INTERPRETERS_MAX} script interpreters in a chain"
-                )
+                write!(f, "it has more than {INTERPRETERS_MAX} script interpreters in a chain")
             }
         }
     }
@@ -109,8 +97,7 @@ pub fn executable(path: &Path) -> io::Result<Metadata> {
     }
     let name = c_path(path)?;
     // SAFETY: `name` is a C string that outlives the call.
-    let denied =
-        unsafe { libc::faccessat(libc::AT_FDCWD, name.as_ptr(), libc::X_OK, libc::AT_EACCESS) };
+    let denied = unsafe { libc::faccessat(libc::AT_FDCWD, name.as_ptr(), libc::X_OK, libc::AT_EACCESS) };
     if denied != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -139,16 +126,10 @@ pub fn resolve(path: &Path) -> Result<Resolved, (PathBuf, io::Error)> {
         };
         let mut head = Vec::with_capacity(HEAD_LEN);
         // Taken by reference: classification reads the same file again.
-        (&mut file)
-            .take(HEAD_LEN as u64)
-            .read_to_end(&mut head)
-            .map_err(|e| (image.clone(), e))?;
+        (&mut file).take(HEAD_LEN as u64).read_to_end(&mut head).map_err(|e| (image.clone(), e))?;
         if head.starts_with(&elf::ELF_MAGIC) {
             let obstacle = elf_obstacle(&mut file).map_err(|e| (image.clone(), e))?;
-            return Ok(resolved(
-                obstacle.or_else(|| set_id_obstacle(&image, &meta)),
-                true,
-            ));
+            return Ok(resolved(obstacle.or_else(|| set_id_obstacle(&image, &meta)), true));
         }
         if hops >= INTERPRETERS_MAX {
             return Ok(resolved(Some(Obstacle::InterpreterChain), false));
@@ -163,15 +144,9 @@ pub fn resolve(path: &Path) -> Result<Resolved, (PathBuf, io::Error)> {
 /// Interpreter and argument of a `#!` line, cut as the kernel cuts them.
 fn shebang(head: &[u8]) -> Option<(&[u8], &[u8])> {
     let line = head.strip_prefix(b"#!")?;
-    let end = line
-        .iter()
-        .position(|&b| b == b'\n' || b == 0)
-        .unwrap_or(line.len());
+    let end = line.iter().position(|&b| b == b'\n' || b == 0).unwrap_or(line.len());
     let line = trim(&line[..end]);
-    let cut = line
-        .iter()
-        .position(|&b| b == b' ' || b == b'\t')
-        .unwrap_or(line.len());
+    let cut = line.iter().position(|&b| b == b' ' || b == b'\t').unwrap_or(line.len());
     let (interpreter, argument) = line.split_at(cut);
     (!interpreter.is_empty()).then(|| (interpreter, trim(argument)))
 }
@@ -190,9 +165,7 @@ fn env_target(interpreter: &[u8], argument: &[u8]) -> Option<(u64, u64)> {
         return None;
     }
     let argument = argument.strip_prefix(b"-S").unwrap_or(argument);
-    let name = argument
-        .split(|&b| b == b' ' || b == b'\t')
-        .find(|word| !word.is_empty() && !word.contains(&b'='))?;
+    let name = argument.split(|&b| b == b' ' || b == b'\t').find(|word| !word.is_empty() && !word.contains(&b'='))?;
     if name.starts_with(b"-") {
         return None;
     }
@@ -208,9 +181,8 @@ fn elf_obstacle(file: &mut File) -> io::Result<Option<Obstacle>> {
         Image::Dynamic { loader } => {
             let name = loader.rsplit(|&b| b == b'/').next().unwrap_or(&loader);
             // musl's loader would end the program over a library that needs glibc.
-            (!name.starts_with(b"ld-linux")).then(|| {
-                Obstacle::OtherLoader(String::from_utf8_lossy(&loader).escape_debug().to_string())
-            })
+            (!name.starts_with(b"ld-linux"))
+                .then(|| Obstacle::OtherLoader(String::from_utf8_lossy(&loader).escape_debug().to_string()))
         }
         Image::NoLoader { .. } => Some(Obstacle::Static),
         Image::Foreign(what) => Some(Obstacle::Foreign(what)),
@@ -226,33 +198,15 @@ fn set_id_obstacle(path: &Path, meta: &Metadata) -> Option<Obstacle> {
     }
     let name = c_path(path).ok()?;
     // SAFETY: both names are C strings, and a null buffer of length 0 only asks for the size.
-    let len = unsafe {
-        libc::getxattr(
-            name.as_ptr(),
-            c"security.capability".as_ptr(),
-            std::ptr::null_mut(),
-            0,
-        )
-    };
+    let len = unsafe { libc::getxattr(name.as_ptr(), c"security.capability".as_ptr(), std::ptr::null_mut(), 0) };
     (len > 0).then_some(Obstacle::FileCapabilities)
 }
 
 fn changes_ids(meta: &Metadata) -> bool {
     // SAFETY: these calls take nothing and cannot fail.
-    let (uid, euid, gid, egid) = unsafe {
-        (
-            libc::getuid(),
-            libc::geteuid(),
-            libc::getgid(),
-            libc::getegid(),
-        )
-    };
+    let (uid, euid, gid, egid) = unsafe { (libc::getuid(), libc::geteuid(), libc::getgid(), libc::getegid()) };
     let mode = meta.mode();
-    let to_uid = if mode & libc::S_ISUID != 0 {
-        meta.uid()
-    } else {
-        euid
-    };
+    let to_uid = if mode & libc::S_ISUID != 0 { meta.uid() } else { euid };
     // Without group execute permission the bit marks mandatory locking, and the kernel ignores it.
     let set_gid = mode & libc::S_ISGID != 0 && mode & libc::S_IXGRP != 0;
     let to_gid = if set_gid { meta.gid() } else { egid };
@@ -274,8 +228,7 @@ fn set_id_ignored(path: &Path) -> bool {
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {
-    CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| io::Error::from_raw_os_error(libc::ENOENT))
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from_raw_os_error(libc::ENOENT))
 }
 
 #[cfg(test)]
@@ -285,14 +238,10 @@ mod tests {
     #[test]
     fn shebang_lines() {
         let parse = |s: &'static str| {
-            shebang(s.as_bytes())
-                .map(|(i, a)| (String::from_utf8_lossy(i), String::from_utf8_lossy(a)))
+            shebang(s.as_bytes()).map(|(i, a)| (String::from_utf8_lossy(i), String::from_utf8_lossy(a)))
         };
         assert_eq!(parse("#!/bin/sh\n"), Some(("/bin/sh".into(), "".into())));
-        assert_eq!(
-            parse("#! \t/bin/sh -e x \nrest"),
-            Some(("/bin/sh".into(), "-e x".into()))
-        );
+        assert_eq!(parse("#! \t/bin/sh -e x \nrest"), Some(("/bin/sh".into(), "-e x".into())));
         assert_eq!(parse("#!/bin/sh"), Some(("/bin/sh".into(), "".into())));
         assert_eq!(parse("#!/bin/a\0b"), Some(("/bin/a".into(), "".into())));
         assert_eq!(parse("#!\n"), None);

@@ -104,11 +104,7 @@ impl Settings {
 }
 
 /// The flag's value, or the variable's: an empty variable counts as unset.
-fn flag_or_env<T>(
-    flag: Option<T>,
-    name: &str,
-    parse: fn(&str) -> Result<T, String>,
-) -> Result<Option<T>, String> {
+fn flag_or_env<T>(flag: Option<T>, name: &str, parse: fn(&str) -> Result<T, String>) -> Result<Option<T>, String> {
     if flag.is_some() {
         return Ok(flag);
     }
@@ -116,9 +112,7 @@ fn flag_or_env<T>(
         return Ok(None);
     };
     let text = value.to_string_lossy();
-    parse(&text)
-        .map(Some)
-        .map_err(|why| format!("invalid value '{}' in {name}: {why}", text.escape_debug()))
+    parse(&text).map(Some).map_err(|why| format!("invalid value '{}' in {name}: {why}", text.escape_debug()))
 }
 
 /// Absolute form of the `--stats` file: the program may change its directory before it exits.
@@ -127,23 +121,15 @@ fn stats_path(file: &OsStr) -> Result<OsString, String> {
     if file.is_empty() || file.as_bytes().ends_with(b"/") {
         return Err("--stats needs the name of a file".into());
     }
-    let parent = name
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let parent = name.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // A directory with an expansion in it is known only at exit.
     if !parent.as_os_str().as_bytes().contains(&b'%') && !parent.is_dir() {
-        return Err(format!(
-            "--stats {}: {} is not a directory",
-            name.display(),
-            parent.display()
-        ));
+        return Err(format!("--stats {}: {} is not a directory", name.display(), parent.display()));
     }
     if name.is_absolute() {
         return Ok(file.to_owned());
     }
-    let here = env::current_dir()
-        .map_err(|e| format!("--stats: working directory: {}", plain_error(&e)))?;
+    let here = env::current_dir().map_err(|e| format!("--stats: working directory: {}", plain_error(&e)))?;
     let mut path = escape_percent(here.as_os_str().as_bytes());
     path.push(b'/');
     path.extend_from_slice(file.as_bytes());
@@ -189,12 +175,7 @@ pub fn run(args: &Args) -> u8 {
 }
 
 /// Tries one file; returns why it did not run, and the interpreter at fault if it is that.
-fn attempt(
-    path: &Path,
-    argv: &[CString],
-    quiet: bool,
-    settings: &Settings,
-) -> (Option<OsString>, io::Error) {
+fn attempt(path: &Path, argv: &[CString], quiet: bool, settings: &Settings) -> (Option<OsString>, io::Error) {
     let (resolved, environment) = match program::resolve(path) {
         Ok(resolved) => match environment(path, &resolved, quiet, settings) {
             Ok(environment) => (resolved, environment),
@@ -214,49 +195,29 @@ fn attempt(
     };
     let mut shell_argv = vec![CString::from(c"sh"), script];
     shell_argv.extend_from_slice(&argv[1..]);
-    (
-        None,
-        environment.exec(Path::new(program::SHELL), &shell_argv),
-    )
+    (None, environment.exec(Path::new(program::SHELL), &shell_argv))
 }
 
 /// The environment for what will run: with the library, or the inherited one and a line that says why.
-fn environment(
-    path: &Path,
-    resolved: &Resolved,
-    quiet: bool,
-    settings: &Settings,
-) -> io::Result<Environment> {
+fn environment(path: &Path, resolved: &Resolved, quiet: bool, settings: &Settings) -> io::Result<Environment> {
     let mut environment = Environment::inherited();
     if let Some(obstacle) = &resolved.obstacle {
         if resolved.image == path {
-            say(format_args!(
-                "running {} without zio: {obstacle}",
-                path.display()
-            ));
+            say(format_args!("running {} without zio: {obstacle}", path.display()));
         } else {
             let image = resolved.image.display();
-            say(format_args!(
-                "running {} without zio, by its interpreter {image}: {obstacle}",
-                path.display()
-            ));
+            say(format_args!("running {} without zio, by its interpreter {image}: {obstacle}", path.display()));
         }
         return Ok(environment);
     }
     let library = match library::find() {
         Ok(library) => library,
         Err(why) => {
-            say(format_args!(
-                "running {} without zio: {why}",
-                path.display()
-            ));
+            say(format_args!("running {} without zio: {why}", path.display()));
             return Ok(environment);
         }
     };
-    let preload = preload(
-        library.as_os_str(),
-        environment.get("LD_PRELOAD").as_deref(),
-    );
+    let preload = preload(library.as_os_str(), environment.get("LD_PRELOAD").as_deref());
     environment.set("LD_PRELOAD", &preload)?;
     for (name, value) in &settings.0 {
         environment.set(name, value)?;
@@ -284,10 +245,7 @@ fn preload(library: &OsStr, existing: Option<&OsStr>) -> OsString {
 }
 
 fn c_strings(words: &[OsString]) -> Option<Vec<CString>> {
-    words
-        .iter()
-        .map(|w| CString::new(w.as_bytes()).ok())
-        .collect()
+    words.iter().map(|w| CString::new(w.as_bytes()).ok()).collect()
 }
 
 fn refused(name: &dyn Display, interpreter: Option<&OsStr>, error: &io::Error) -> u8 {
@@ -297,10 +255,7 @@ fn refused(name: &dyn Display, interpreter: Option<&OsStr>, error: &io::Error) -
     };
     let why = plain_error(error);
     match interpreter {
-        Some(at) => fail(
-            code,
-            format_args!("{name}: interpreter {}: {why}", at.display()),
-        ),
+        Some(at) => fail(code, format_args!("{name}: interpreter {}: {why}", at.display())),
         None => fail(code, format_args!("{name}: {why}")),
     }
 }
@@ -322,16 +277,8 @@ mod tests {
 
     #[test]
     fn later_values_are_refused_as_such() {
-        assert!(
-            parse_fault("thread")
-                .expect_err("later")
-                .contains("not available in this version")
-        );
-        assert!(
-            parse_fault("Guard")
-                .expect_err("case")
-                .contains("auto, guard, sigbus")
-        );
+        assert!(parse_fault("thread").expect_err("later").contains("not available in this version"));
+        assert!(parse_fault("Guard").expect_err("case").contains("auto, guard, sigbus"));
         assert_eq!(parse_follow("same-exe").as_deref(), Ok("same-exe"));
     }
 
@@ -348,10 +295,7 @@ mod tests {
     fn stats_paths_become_absolute() {
         let path = stats_path(OsStr::new("x-%p.json")).expect("here is a directory");
         assert!(Path::new(&path).is_absolute() && path.as_bytes().ends_with(b"/x-%p.json"));
-        assert_eq!(
-            stats_path(OsStr::new("/tmp/x")).as_deref(),
-            Ok(OsStr::new("/tmp/x"))
-        );
+        assert_eq!(stats_path(OsStr::new("/tmp/x")).as_deref(), Ok(OsStr::new("/tmp/x")));
         assert!(stats_path(OsStr::new("/no/such/x")).is_err());
         assert!(stats_path(OsStr::new("/no/%p/x")).is_ok());
         assert!(stats_path(OsStr::new("")).is_err());

@@ -13,9 +13,7 @@ const ACCEPTED: &str = "accepted: a number of bytes (16384), or a number with K,
 /// A sentence that names the accepted forms; also for a value that does not fit 64 bits. `KB` and `MB`
 /// are refused rather than guessed at.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let split = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
     let shift = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 0,
@@ -41,11 +39,9 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 pub fn parse_threshold(text: &str) -> Result<u64, String> {
     let bytes = parse_size(text)?;
     if bytes < MIN_THRESHOLD_BYTES {
-        return Err(
-            "smaller than a page, and nothing smaller than a page can be elided; accepted: 4K \
+        return Err("smaller than a page, and nothing smaller than a page can be elided; accepted: 4K \
              and up, as bytes (16384) or with K, KiB, M, MiB, G or GiB"
-                .into(),
-        );
+            .into());
     }
     Ok(bytes)
 }
@@ -107,10 +103,7 @@ mod tests {
             "17179869184G",
         ] {
             let why = parse_size(text).expect_err(text);
-            assert!(
-                why.contains("accepted") && why.contains("16K"),
-                "{text}: {why}"
-            );
+            assert!(why.contains("accepted") && why.contains("16K"), "{text}: {why}");
         }
     }
 

@@ -100,10 +100,7 @@ pub fn open_by_system_call(flags: i32) -> io::Result<OwnedFd> {
 /// # Errors
 /// Opening the device (missing, or no permission), or `USERFAULTFD_IOC_NEW`.
 pub fn open_by_device() -> io::Result<OwnedFd> {
-    let device = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(DEVICE)?;
+    let device = std::fs::OpenOptions::new().read(true).write(true).open(DEVICE)?;
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
     // SAFETY: the ioctl takes one integer.
     owned(unsafe { libc::ioctl(device.as_raw_fd(), IOC_NEW, flags) })
@@ -122,11 +119,7 @@ fn owned(fd: RawFd) -> io::Result<OwnedFd> {
 /// # Errors
 /// EINVAL when a feature is not supported.
 pub fn handshake(fd: &OwnedFd, features: u64) -> io::Result<u64> {
-    let mut api = Api {
-        api: UFFD_API,
-        features,
-        ioctls: 0,
-    };
+    let mut api = Api { api: UFFD_API, features, ioctls: 0 };
     // SAFETY: `api` has the kernel's layout and outlives the call.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), IOC_API, &mut api) })?;
     Ok(api.features)
@@ -137,12 +130,7 @@ pub fn handshake(fd: &OwnedFd, features: u64) -> io::Result<u64> {
 /// # Errors
 /// EINVAL where the mode or the mapping cannot be registered.
 pub fn register(fd: &OwnedFd, start: usize, len: usize, mode: u64) -> io::Result<()> {
-    let mut register = Register {
-        start: start as u64,
-        len: len as u64,
-        mode,
-        ioctls: 0,
-    };
+    let mut register = Register { start: start as u64, len: len as u64, mode, ioctls: 0 };
     // SAFETY: `register` has the kernel's layout and outlives the call; registering changes no bytes.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), IOC_REGISTER, &mut register) })
 }
@@ -158,13 +146,7 @@ pub fn register(fd: &OwnedFd, start: usize, len: usize, mode: u64) -> io::Result
 /// # Context
 /// Also a signal handler: it neither allocates nor locks.
 pub unsafe fn copy(fd: RawFd, dst: usize, src: usize, len: usize) -> io::Result<()> {
-    let mut copy = CopyRange {
-        dst: dst as u64,
-        src: src as u64,
-        len: len as u64,
-        mode: 0,
-        copied: 0,
-    };
+    let mut copy = CopyRange { dst: dst as u64, src: src as u64, len: len as u64, mode: 0, copied: 0 };
     // SAFETY: `copy` has the kernel's layout and outlives the call; the ranges are the caller's promise.
     check(unsafe { libc::ioctl(fd, IOC_COPY, &mut copy) })
 }
@@ -175,11 +157,8 @@ pub unsafe fn copy(fd: RawFd, dst: usize, src: usize, len: usize) -> io::Result<
 /// ENOTTY on kernels without it.
 pub fn query_mapping(addr: usize) -> io::Result<usize> {
     let maps = std::fs::File::open("/proc/self/maps")?;
-    let mut query = ProcmapQuery {
-        size: size_of::<ProcmapQuery>() as u64,
-        query_addr: addr as u64,
-        ..ProcmapQuery::default()
-    };
+    let mut query =
+        ProcmapQuery { size: size_of::<ProcmapQuery>() as u64, query_addr: addr as u64, ..ProcmapQuery::default() };
     // SAFETY: `query` has the kernel's layout and its own size in it, asks for no name, and outlives the call.
     check(unsafe { libc::ioctl(maps.as_raw_fd(), IOC_PROCMAP_QUERY, &mut query) })?;
     Ok(query.vma_start as usize)

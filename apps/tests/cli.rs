@@ -34,12 +34,7 @@ fn pid_and_signals_are_the_programs() {
         .spawn()
         .expect("zio starts");
     let mut out = String::new();
-    child
-        .stdout
-        .take()
-        .expect("piped")
-        .read_to_string(&mut out)
-        .expect("text");
+    child.stdout.take().expect("piped").read_to_string(&mut out).expect("text");
     assert_eq!(out.trim(), child.id().to_string());
     assert_eq!(child.wait().expect("wait").signal(), Some(15));
 }
@@ -48,11 +43,7 @@ fn pid_and_signals_are_the_programs() {
 fn ignored_signals_and_closed_descriptors_are_inherited() {
     // Bit 12 of SigIgn is SIGPIPE: Rust's own start-up would have set it.
     let ignored = ["--", "grep", "SigIgn", "/proc/self/status"];
-    let plain = Command::new("grep")
-        .args(&ignored[2..])
-        .output()
-        .expect("grep")
-        .stdout;
+    let plain = Command::new("grep").args(&ignored[2..]).output().expect("grep").stdout;
     let (_, out, _) = run(&ignored);
     assert_eq!(out.as_bytes(), plain);
     let script = format!("exec '{ZIO}' run -- sh -c 'test -e /proc/self/fd/0; echo $?' <&-");
@@ -63,9 +54,7 @@ fn ignored_signals_and_closed_descriptors_are_inherited() {
 /// Another program with the environment of [`zio`].
 fn zio_in(program: &str) -> Command {
     let mut command = Command::new(program);
-    command
-        .env_remove("LD_PRELOAD")
-        .env("ZIO_LIB", trivial_library());
+    command.env_remove("LD_PRELOAD").env("ZIO_LIB", trivial_library());
     command
 }
 
@@ -75,10 +64,7 @@ fn not_found_and_not_executable() {
     let data = dir.file("data", "text", 0o644);
     let (code, _, err) = run(&["--", "no-such-program-anywhere"]);
     assert_eq!(code, 127);
-    assert!(
-        err.starts_with("zio: no-such-program-anywhere: No such file"),
-        "{err}"
-    );
+    assert!(err.starts_with("zio: no-such-program-anywhere: No such file"), "{err}");
     for not_executable in [data.to_str().expect("text"), "/"] {
         let (code, _, err) = run(&["--", not_executable]);
         assert_eq!(code, 126, "{err}");
@@ -109,34 +95,16 @@ fn path_is_searched_as_execvp_does() {
     // The unexecutable one is passed over; a script without `#!` goes to the shell.
     let (code, out, err) = output(zio().args(["run", "--", "tool", "x"]).env("PATH", &path));
     assert_eq!((code, out), (0, format!("b {base}/b/tool x\n")), "{err}");
-    let (code, _, _) = output(
-        zio()
-            .args(["run", "--", "tool"])
-            .env("PATH", format!("{base}/a")),
-    );
+    let (code, _, _) = output(zio().args(["run", "--", "tool"]).env("PATH", format!("{base}/a")));
     assert_eq!(code, 126);
 }
 
 #[test]
 fn environment_that_the_library_sees() {
-    let shown = "echo $LD_PRELOAD; echo $ZIO_FAULT $ZIO_THRESHOLD $ZIO_FOLLOW $ZIO_STATS; echo $ZIO_EXE; echo b=$ZIO_BANNER";
-    let flags = [
-        "run",
-        "--fault",
-        "guard",
-        "--threshold",
-        "32K",
-        "--follow",
-        "all",
-        "--stats",
-        "/tmp/%p.json",
-    ];
-    let (code, out, err) = output(
-        zio()
-            .args(flags)
-            .args(["--", "sh", "-c", shown])
-            .env("ZIO_FAULT", "sigbus"),
-    );
+    let shown =
+        "echo $LD_PRELOAD; echo $ZIO_FAULT $ZIO_THRESHOLD $ZIO_FOLLOW $ZIO_STATS; echo $ZIO_EXE; echo b=$ZIO_BANNER";
+    let flags = ["run", "--fault", "guard", "--threshold", "32K", "--follow", "all", "--stats", "/tmp/%p.json"];
+    let (code, out, err) = output(zio().args(flags).args(["--", "sh", "-c", shown]).env("ZIO_FAULT", "sigbus"));
     assert_eq!((code, err.as_str()), (0, ""));
     let lines: Vec<_> = out.lines().collect();
     assert_eq!(lines[0], trivial_library().to_str().expect("text"));
@@ -148,16 +116,7 @@ fn environment_that_the_library_sees() {
     assert_eq!(lines[3], "b=");
 
     let mut nested = zio();
-    nested.args([
-        "run",
-        "--",
-        ZIO,
-        "run",
-        "--",
-        "sh",
-        "-c",
-        "echo $LD_PRELOAD; echo t=$ZIO_THRESHOLD",
-    ]);
+    nested.args(["run", "--", ZIO, "run", "--", "sh", "-c", "echo $LD_PRELOAD; echo t=$ZIO_THRESHOLD"]);
     nested.env("LD_PRELOAD", "").env("ZIO_THRESHOLD", "1MiB");
     let (_, out, _) = output(&mut nested);
     assert_eq!(out, format!("{}\nt=1048576\n", trivial_library().display()));
@@ -166,11 +125,7 @@ fn environment_that_the_library_sees() {
 #[test]
 fn scripts_follow_their_interpreters() {
     let dir = Scratch::new("scripts");
-    let one = dir.file(
-        "one",
-        "#!/bin/sh\necho one \"$@\"; echo p=$LD_PRELOAD\n",
-        0o755,
-    );
+    let one = dir.file("one", "#!/bin/sh\necho one \"$@\"; echo p=$LD_PRELOAD\n", 0o755);
     let mut last = one.clone();
     // The kernel passes each script to the next; sh sees the first one's path at the end.
     for n in 2..=4 {
@@ -181,17 +136,11 @@ fn scripts_follow_their_interpreters() {
     assert_eq!(out, format!("one x\np={}\n", trivial_library().display()));
     let (code, out, err) = run(&["--", last.to_str().expect("text")]);
     assert_eq!((code, err.as_str()), (0, ""));
-    assert!(
-        out.starts_with("one ") && out.contains("libzio.so"),
-        "{out}"
-    );
+    assert!(out.starts_with("one ") && out.contains("libzio.so"), "{out}");
     let fifth = dir.file("s5", &format!("#!{}\n", last.display()), 0o755);
     let (code, out, err) = run(&["--", fifth.to_str().expect("text")]);
     assert_eq!(err.lines().count(), 1, "{err}");
-    assert!(
-        err.contains("without zio") && err.contains("interpreters"),
-        "{err}"
-    );
+    assert!(err.contains("without zio") && err.contains("interpreters"), "{err}");
     assert!(code != 0 || out.ends_with("p=\n"), "{out}");
 }
 
@@ -209,17 +158,12 @@ fn static_programs_run_plainly_with_one_line() {
     assert_eq!((code, out.as_str()), (3, "plain\n"));
     assert_eq!(
         err,
-        format!(
-            "zio: running {name} without zio: it is statically linked, so no library can be preloaded\n"
-        )
+        format!("zio: running {name} without zio: it is statically linked, so no library can be preloaded\n")
     );
     let script = dir.file("script", &format!("#!{name}\n"), 0o755);
     let (code, _, err) = run(&["--", script.to_str().expect("text")]);
     assert_eq!((code, err.lines().count()), (3, 1), "{err}");
-    assert!(
-        err.contains("by its interpreter") && err.contains("statically linked"),
-        "{err}"
-    );
+    assert!(err.contains("by its interpreter") && err.contains("statically linked"), "{err}");
 }
 
 #[test]
@@ -235,10 +179,7 @@ fn set_id_programs_run_plainly_with_one_line() {
     fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).expect("chmod");
     let (code, _, err) = run(&["--", program.to_str().expect("text")]);
     assert_eq!(code, 0, "{err}");
-    assert!(
-        err.is_empty() || (err.contains("setuid") && err.lines().count() == 1),
-        "{err}"
-    );
+    assert!(err.is_empty() || (err.contains("setuid") && err.lines().count() == 1), "{err}");
     // Without execute permission for the group the setgid bit means nothing.
     std::os::unix::fs::chown(&program, Some(0), Some(12345)).expect("root");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o2745)).expect("chmod");
@@ -247,17 +188,10 @@ fn set_id_programs_run_plainly_with_one_line() {
 
 #[test]
 fn a_missing_library_is_one_line() {
-    let (code, out, err) = output(
-        zio()
-            .args(["run", "--", "echo", "hi"])
-            .env("ZIO_LIB", "/no/such/libzio.so"),
-    );
+    let (code, out, err) = output(zio().args(["run", "--", "echo", "hi"]).env("ZIO_LIB", "/no/such/libzio.so"));
     assert_eq!((code, out.as_str()), (0, "hi\n"));
     assert_eq!(err.lines().count(), 1, "{err}");
-    assert!(
-        err.contains("ZIO_LIB=/no/such/libzio.so: No such file") && err.contains("unset it"),
-        "{err}"
-    );
+    assert!(err.contains("ZIO_LIB=/no/such/libzio.so: No such file") && err.contains("unset it"), "{err}");
     let dir = Scratch::new("badlib");
     let text = dir.file("libzio.so", "not a library", 0o755);
     let (code, _, err) = output(zio().args(["run", "true"]).env("ZIO_LIB", text));
@@ -271,29 +205,14 @@ fn bad_arguments_exit_125_and_say_what_is_accepted() {
         (&["--bogus", "--", "true"], "--bogus"),
         (&[], "CMD"),
         (&["--fault", "uffd", "--", "true"], "auto, guard, sigbus"),
-        (
-            &["--fault", "thread", "--", "true"],
-            "not available in this version",
-        ),
-        (
-            &["--profile", "--", "true"],
-            "not available in this version",
-        ),
-        (
-            &["--profile=x", "--", "true"],
-            "not available in this version",
-        ),
+        (&["--fault", "thread", "--", "true"], "not available in this version"),
+        (&["--profile", "--", "true"], "not available in this version"),
+        (&["--profile=x", "--", "true"], "not available in this version"),
         (&["--threshold", "16KB", "--", "true"], "16K"),
         (&["--threshold", "", "--", "true"], "16384"),
-        (
-            &["--threshold", "99999999999999999999", "--", "true"],
-            "too large",
-        ),
+        (&["--threshold", "99999999999999999999", "--", "true"], "too large"),
         (&["--follow", "some", "--", "true"], "all, same-exe, none"),
-        (
-            &["--stats", "/no/such/dir/x.json", "--", "true"],
-            "/no/such/dir",
-        ),
+        (&["--stats", "/no/such/dir/x.json", "--", "true"], "/no/such/dir"),
         (&["--fault"], "--fault"),
     ];
     for (args, expected) in cases {
@@ -303,10 +222,7 @@ fn bad_arguments_exit_125_and_say_what_is_accepted() {
     }
     let (code, _, err) = output(zio().args(["run", "true"]).env("ZIO_FOLLOW", "some"));
     assert_eq!(code, 125);
-    assert!(
-        err.contains("ZIO_FOLLOW") && err.contains("all, same-exe, none"),
-        "{err}"
-    );
+    assert!(err.contains("ZIO_FOLLOW") && err.contains("all, same-exe, none"), "{err}");
     assert_eq!(output(zio().args(["doctor", "--bogus"])).0, 2);
 }
 
@@ -315,9 +231,6 @@ fn help_has_examples_everywhere() {
     for command in ["run", "doctor", "stats"] {
         let (code, out, _) = output(zio().args([command, "--help"]));
         assert_eq!(code, 0);
-        assert!(
-            out.contains("Examples:") && !out.contains("--profile"),
-            "{out}"
-        );
+        assert!(out.contains("Examples:") && !out.contains("--profile"), "{out}");
     }
 }

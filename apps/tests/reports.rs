@@ -12,31 +12,19 @@ fn doctor_reports_json_and_a_table() {
     let (code, out, err) = output(zio().args(["doctor", "--json"]));
     let report: serde_json::Value = serde_json::from_str(&out).expect("JSON");
     assert_eq!(report["schema"], 1, "{err}");
-    assert_eq!(
-        report["library"]["path"],
-        trivial_library().to_str().expect("text")
-    );
+    assert_eq!(report["library"]["path"], trivial_library().to_str().expect("text"));
     let works = report["works"].as_bool().expect("a boolean");
     assert_eq!(code, i32::from(!works));
     let modes = report["modes"].as_array().expect("modes");
     assert_eq!(modes.iter().any(|m| m["works"] == true), works);
     for mode in modes {
-        assert!(
-            mode["works"] == true || mode["remedy"].is_string(),
-            "{mode}"
-        );
+        assert!(mode["works"] == true || mode["remedy"].is_string(), "{mode}");
     }
-    let auto = modes
-        .iter()
-        .find(|m| m["works"] == true)
-        .map_or("passthrough".into(), |m| m["name"].clone());
+    let auto = modes.iter().find(|m| m["works"] == true).map_or("passthrough".into(), |m| m["name"].clone());
     assert_eq!(report["auto"], auto);
     let (again, out, _) = output(zio().arg("doctor"));
     assert_eq!(again, code);
-    assert!(
-        out.contains("fault mode guard") && out.contains("--fault auto"),
-        "{out}"
-    );
+    assert!(out.contains("fault mode guard") && out.contains("--fault auto"), "{out}");
 }
 
 #[test]
@@ -91,11 +79,9 @@ fn doctor_behind_a_seccomp_filter() {
         eprintln!("skipped: no C compiler");
         return;
     };
-    for (action, expected) in [
-        ("0x50001", "EPERM"),
-        ("0x50026", "ENOSYS"),
-        ("0x80000000", "killed by a seccomp filter"),
-    ] {
+    for (action, expected) in
+        [("0x50001", "EPERM"), ("0x50026", "ENOSYS"), ("0x80000000", "killed by a seccomp filter")]
+    {
         let mut command = Command::new(&filter);
         command.args([action, common::ZIO, "doctor", "--json"]);
         let (code, out, err) = output(&mut command);
@@ -106,15 +92,10 @@ fn doctor_behind_a_seccomp_filter() {
         let report: serde_json::Value = serde_json::from_str(&out).expect("JSON");
         let door = &report["userfaultfd"]["system_call_user_mode"];
         assert_eq!(door["works"], false, "{err}");
-        assert!(
-            door["why"].as_str().expect("why").contains(expected),
-            "{door}"
-        );
+        assert!(door["why"].as_str().expect("why").contains(expected), "{door}");
         assert_eq!(report["privilege"]["seccomp"], "filter");
         // The device may still be open to this user; where it is not, the remedy is named.
-        let device = report["userfaultfd"]["device"]["works"]
-            .as_bool()
-            .expect("a boolean");
+        let device = report["userfaultfd"]["device"]["works"].as_bool().expect("a boolean");
         for mode in report["modes"].as_array().expect("modes") {
             let remedy = mode["remedy"].as_str().unwrap_or_default();
             assert!(device || remedy.contains("seccomp"), "{mode}");
@@ -185,12 +166,7 @@ fn stats_of_pages_good_and_bad() {
             .spawn()
             .expect("the program starts");
         let mut ready = [0u8; 6];
-        child
-            .stdout
-            .as_mut()
-            .expect("piped")
-            .read_exact(&mut ready)
-            .expect("ready");
+        child.stdout.as_mut().expect("piped").read_exact(&mut ready).expect("ready");
         let shown = output(zio().arg("stats").arg(child.id().to_string()).args(flags));
         drop(child.stdin.take());
         child.wait().expect("wait");
@@ -199,16 +175,10 @@ fn stats_of_pages_good_and_bad() {
     let (code, out, err) = show(&[&len, &version, "ZIOSTAT"], &["--json"]);
     assert_eq!(code, 0, "{err}");
     let json: serde_json::Value = serde_json::from_str(&out).expect("JSON");
-    assert_eq!(
-        (&json["mode"], &json["bytes_copied"]),
-        (&"bootstrap".into(), &0.into())
-    );
+    assert_eq!((&json["mode"], &json["bytes_copied"]), (&"bootstrap".into(), &0.into()));
     let (code, out, err) = show(&[&len, &version, "ZIOSTAT", "random"], &[]);
     assert_eq!(code, 0, "{err}");
-    assert!(
-        out.contains("mode unknown") && !out.contains('\x1b'),
-        "{out}"
-    );
+    assert!(out.contains("mode unknown") && !out.contains('\x1b'), "{out}");
     let (code, _, err) = show(&[&len, &next, "ZIOSTAT"], &[]);
     assert_eq!(code, 1);
     assert!(err.contains("layout version"), "{err}");

@@ -249,7 +249,13 @@ macro_rules! checked {
     };
 }
 
-checked!(__memcpy_chk, "zio_real_memmove", slow_move, real::memcpy_chk, "Fortified memcpy; an overflow is libc's to report.");
+checked!(
+    __memcpy_chk,
+    "zio_real_memmove",
+    slow_move,
+    real::memcpy_chk,
+    "Fortified memcpy; an overflow is libc's to report."
+);
 checked!(__memmove_chk, "zio_real_memmove", slow_move, real::memmove_chk, "Fortified memmove.");
 checked!(__mempcpy_chk, "zio_real_mempcpy", slow_mempcpy, real::mempcpy_chk, "Fortified mempcpy.");
 checked!(__memset_chk, "zio_real_memset", slow_memset, real::memset_chk, "Fortified memset.");

@@ -113,10 +113,9 @@ struct Why(&'static [u8], &'static [u8]);
 fn start(env: Environment) -> Result<Mode, Why> {
     let threshold = match env.get(b"ZIO_THRESHOLD") {
         None => config::DEFAULT_THRESHOLD,
-        Some(v) => config::size(v).filter(|&n| n >= config::MIN_THRESHOLD).ok_or(Why(
-            b"ZIO_THRESHOLD is not a size of 4096 or more",
-            b"write bytes, or a number with K, M or G",
-        ))?,
+        Some(v) => config::size(v)
+            .filter(|&n| n >= config::MIN_THRESHOLD)
+            .ok_or(Why(b"ZIO_THRESHOLD is not a size of 4096 or more", b"write bytes, or a number with K, M or G"))?,
     };
     let asked = match env.get(b"ZIO_FAULT") {
         None | Some(b"auto") => None,
@@ -189,9 +188,7 @@ fn reserve() -> Result<Memory, Why> {
 fn address_limit() -> u64 {
     let mut limit = [0u64; 2];
     // SAFETY: our own array.
-    let r = unsafe {
-        raw::call(libc::SYS_getrlimit, [libc::RLIMIT_AS as u64, limit.as_mut_ptr() as u64, 0, 0, 0, 0])
-    };
+    let r = unsafe { raw::call(libc::SYS_getrlimit, [libc::RLIMIT_AS as u64, limit.as_mut_ptr() as u64, 0, 0, 0, 0]) };
     if r.is_ok() { limit[0] } else { u64::MAX }
 }
 

@@ -103,16 +103,12 @@ fn text(out: &mut Json, name: &[u8], value: &[u8]) {
 }
 
 /// Counters that stand first, in the documented order.
-const FIRST: &[Counter] =
-    &[Counter::BytesReceived, Counter::BytesSent, Counter::CopyCalls, Counter::BytesRequested];
+const FIRST: &[Counter] = &[Counter::BytesReceived, Counter::BytesSent, Counter::CopyCalls, Counter::BytesRequested];
 const SECOND: &[Counter] =
     &[Counter::BytesElided, Counter::BytesMaterialised, Counter::Faults, Counter::PageTableCalls];
 
 fn total(page: &StatsPage, i: usize) -> u64 {
-    page.shards
-        .iter()
-        .filter_map(|s| s.counters.get(i))
-        .fold(0, |a, c| a.wrapping_add(c.load(Ordering::Relaxed)))
+    page.shards.iter().filter_map(|s| s.counters.get(i)).fold(0, |a, c| a.wrapping_add(c.load(Ordering::Relaxed)))
 }
 
 fn render(page: &StatsPage, out: &mut Json) {

@@ -106,9 +106,8 @@ unsafe fn through_cores(t: &'static Thread, fd: c_int, s: Span, site: u64, way: 
 }
 
 unsafe fn recv_iov(fd: c_int, iov: u64, n: usize, flags: c_int) -> isize {
-    let mut m = MsgHdr {
-        name: 0, name_len: 0, pad0: 0, iov, iov_len: n as u64, control: 0, control_len: 0, flags: 0, pad1: 0,
-    };
+    let mut m =
+        MsgHdr { name: 0, name_len: 0, pad0: 0, iov, iov_len: n as u64, control: 0, control_len: 0, flags: 0, pad1: 0 };
     // SAFETY: our header over the tracker's iovec.
     unsafe { real::recvmsg(fd, (&raw mut m).cast(), flags) }
 }
@@ -223,7 +222,14 @@ unsafe extern "C" fn do_recv_chk(fd: c_int, b: *mut c_void, n: usize, len: usize
 
 /// recvfrom(2).
 #[unsafe(no_mangle)]
-unsafe extern "C" fn recvfrom(fd: c_int, b: *mut c_void, n: usize, flags: c_int, a: *mut c_void, l: *mut c_void) -> isize {
+unsafe extern "C" fn recvfrom(
+    fd: c_int,
+    b: *mut c_void,
+    n: usize,
+    flags: c_int,
+    a: *mut c_void,
+    l: *mut c_void,
+) -> isize {
     let way = (flags & !PLAIN_FLAGS == 0 && a.is_null()).then_some(Way::Socket(flags));
     if !a.is_null() {
         touch(a as u64, size_of::<libc::sockaddr_storage>() as u64);
@@ -236,7 +242,13 @@ unsafe extern "C" fn recvfrom(fd: c_int, b: *mut c_void, n: usize, flags: c_int,
 /// Fortified recvfrom.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn __recvfrom_chk(
-    fd: c_int, b: *mut c_void, n: usize, len: usize, flags: c_int, a: *mut c_void, l: *mut c_void,
+    fd: c_int,
+    b: *mut c_void,
+    n: usize,
+    len: usize,
+    flags: c_int,
+    a: *mut c_void,
+    l: *mut c_void,
 ) -> isize {
     // SAFETY: the program's call; on an overflow libc aborts before it looks at the rest.
     unsafe { if n > len { real::recvfrom_chk(fd, b, n, len, flags, a) } else { recvfrom(fd, b, n, flags, a, l) } }

@@ -37,8 +37,11 @@ fn sent(t: Option<&Thread>, r: isize) -> isize {
 ///
 /// The calls in `gathered` and `direct` are the program's, with its arguments.
 fn send_parts(
-    v: *const IoVec, n: usize, may_gather: impl FnOnce() -> bool,
-    gathered: impl FnOnce(*mut c_void, usize) -> isize, direct: impl FnOnce() -> isize,
+    v: *const IoVec,
+    n: usize,
+    may_gather: impl FnOnce() -> bool,
+    gathered: impl FnOnce(*mut c_void, usize) -> isize,
+    direct: impl FnOnce() -> isize,
 ) -> isize {
     let t = threads::current();
     if v.is_null() || n == 0 || n > 1024 || !config::loaded() || !any_armed(v, n) {
@@ -82,9 +85,7 @@ fn plain(fd: c_int) -> bool {
 unsafe extern "C" fn write(fd: c_int, b: *mut c_void, n: usize) -> isize {
     let v = IoVec { base: b as u64, len: n as u64 };
     // SAFETY: the program's call.
-    unsafe {
-        send_parts(&v, 1, || plain(fd), |iov, k| real::writev(fd, iov, k as c_int), || real::write(fd, b, n))
-    }
+    unsafe { send_parts(&v, 1, || plain(fd), |iov, k| real::writev(fd, iov, k as c_int), || real::write(fd, b, n)) }
 }
 
 /// pwrite(2).
@@ -93,7 +94,13 @@ unsafe extern "C" fn pwrite(fd: c_int, b: *mut c_void, n: usize, off: i64) -> is
     let v = IoVec { base: b as u64, len: n as u64 };
     // SAFETY: the program's call.
     unsafe {
-        send_parts(&v, 1, || plain(fd), |iov, k| real::pwritev(fd, iov, k as c_int, off), || real::pwrite(fd, b, n, off))
+        send_parts(
+            &v,
+            1,
+            || plain(fd),
+            |iov, k| real::pwritev(fd, iov, k as c_int, off),
+            || real::pwrite(fd, b, n, off),
+        )
     }
 }
 
@@ -138,7 +145,15 @@ fn keeps_pages(flags: c_int) -> bool {
 
 fn message(iov: *mut c_void, n: usize, name: u64, name_len: u32) -> MsgHdr {
     MsgHdr {
-        name, name_len, pad0: 0, iov: iov as u64, iov_len: n as u64, control: 0, control_len: 0, flags: 0, pad1: 0,
+        name,
+        name_len,
+        pad0: 0,
+        iov: iov as u64,
+        iov_len: n as u64,
+        control: 0,
+        control_len: 0,
+        flags: 0,
+        pad1: 0,
     }
 }
 

@@ -14,7 +14,7 @@
 
 use crate::masks::{self, FAULT_BITS, bit};
 use crate::sys::{self, KernelAction};
-use crate::{threads, TRACKER, real, tls};
+use crate::{TRACKER, real, threads, tls};
 use core::cell::UnsafeCell;
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};

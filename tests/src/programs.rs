@@ -91,11 +91,7 @@ impl Program {
     pub fn load(source: &Path) -> io::Result<Program> {
         let text = fs::read_to_string(source)?;
         let mut p = Program {
-            name: source
-                .file_stem()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned(),
+            name: source.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
             source: source.to_owned(),
             cflags: Vec::new(),
             expect_elided: false,
@@ -104,8 +100,7 @@ impl Program {
             skip: Vec::new(),
         };
         for line in text.lines() {
-            let Some((word, value)) = line.strip_prefix("// ").and_then(|l| l.split_once(": "))
-            else {
+            let Some((word, value)) = line.strip_prefix("// ").and_then(|l| l.split_once(": ")) else {
                 break;
             };
             let mut words = value.split_whitespace().map(str::to_owned);
@@ -199,10 +194,7 @@ impl Stats {
 
     /// A string by its key; empty when it is missing.
     pub fn text(&self, key: &str) -> &str {
-        self.raw(key)
-            .and_then(|r| r.strip_prefix('"'))
-            .and_then(|r| r.split('"').next())
-            .unwrap_or("")
+        self.raw(key).and_then(|r| r.strip_prefix('"')).and_then(|r| r.split('"').next()).unwrap_or("")
     }
 }
 
@@ -247,13 +239,10 @@ pub fn execute(bin: &Path, mode: Mode, lib: Option<&Path>, dir: &Path) -> io::Re
         .stderr(File::create(&err)?)
         .process_group(0);
     if let (Some(fault), Some(lib)) = (mode.fault(), lib) {
-        cmd.env("LD_PRELOAD", lib)
-            .env("ZIO_FAULT", fault)
-            .env("ZIO_STATS", dir.join("stats-%p.json"));
+        cmd.env("LD_PRELOAD", lib).env("ZIO_FAULT", fault).env("ZIO_STATS", dir.join("stats-%p.json"));
         for (key, value) in std::env::vars_os() {
             let name = key.to_string_lossy();
-            if name.starts_with("ZIO_") && !["ZIO_LIB", "ZIO_FAULT", "ZIO_STATS"].contains(&&*name)
-            {
+            if name.starts_with("ZIO_") && !["ZIO_LIB", "ZIO_FAULT", "ZIO_STATS"].contains(&&*name) {
                 cmd.env(key, value);
             }
         }
@@ -270,9 +259,7 @@ pub fn execute(bin: &Path, mode: Mode, lib: Option<&Path>, dir: &Path) -> io::Re
         stdout: fs::read(out)?,
         stderr: fs::read(err)?,
         files: collect(&work)?,
-        stats: fs::read_to_string(dir.join(format!("stats-{pid}.json")))
-            .ok()
-            .map(Stats),
+        stats: fs::read_to_string(dir.join(format!("stats-{pid}.json"))).ok().map(Stats),
         took: start.elapsed(),
     })
 }
@@ -315,20 +302,14 @@ fn where_stuck(pid: u32) -> String {
             let stat = read("stat");
             let state = stat.rsplit(") ").next().and_then(|s| s.chars().next());
             let call = read("syscall");
-            format!(
-                "state {} in system call {}",
-                state.unwrap_or('?'),
-                call.split_whitespace().next().unwrap_or("?")
-            )
+            format!("state {} in system call {}", state.unwrap_or('?'), call.split_whitespace().next().unwrap_or("?"))
         })
         .collect();
     threads.join(", ")
 }
 
 fn kill_group(pid: u32) {
-    let _ = Command::new("kill")
-        .args(["-KILL", "--", &format!("-{pid}")])
-        .status();
+    let _ = Command::new("kill").args(["-KILL", "--", &format!("-{pid}")]).status();
 }
 
 fn collect(dir: &Path) -> io::Result<BTreeMap<String, Vec<u8>>> {
@@ -347,10 +328,7 @@ fn collect(dir: &Path) -> io::Result<BTreeMap<String, Vec<u8>>> {
 pub fn problems(program: &Program, mode: Mode, plain: &Run, run: &Run) -> Vec<String> {
     let mut found = Vec::new();
     if run.status != plain.status {
-        found.push(format!(
-            "status: expected {}, got {}",
-            plain.status, run.status
-        ));
+        found.push(format!("status: expected {}, got {}", plain.status, run.status));
     }
     found.extend(transcript_difference(&plain.stdout, &run.stdout));
     found.extend(file_differences(&plain.files, &run.files));
@@ -371,18 +349,12 @@ fn stats_problems(program: &Program, mode: Mode, stats: Option<&Stats>) -> Vec<S
     };
     let mut found = Vec::new();
     if !program.any_mode && Some(s.text("mode")) != mode.fault() {
-        found.push(format!(
-            "mode is {:?}: {}",
-            s.text("mode"),
-            s.text("reason")
-        ));
+        found.push(format!("mode is {:?}: {}", s.text("mode"), s.text("reason")));
     }
     let (asked, elided) = (s.number("bytes_requested"), s.number("bytes_elided"));
     let moved = s.number("copied_by_program");
     if asked != elided + moved {
-        found.push(format!(
-            "counters: bytes_requested {asked} is not elided {elided} + copied {moved}"
-        ));
+        found.push(format!("counters: bytes_requested {asked} is not elided {elided} + copied {moved}"));
     }
     if program.expect_elided && elided == 0 && s.number("core_receives") == 0 {
         found.push("nothing was elided".to_owned());
@@ -397,33 +369,16 @@ fn transcript_difference(plain: &[u8], got: &[u8]) -> Vec<String> {
     let (plain, got) = (String::from_utf8_lossy(plain), String::from_utf8_lossy(got));
     let (p, g): (Vec<&str>, Vec<&str>) = (plain.lines().collect(), got.lines().collect());
     let first = p.iter().zip(&g).take_while(|(a, b)| a == b).count();
-    let mut found = vec![format!(
-        "transcript differs at line {} (of {} expected, {} got)",
-        first + 1,
-        p.len(),
-        g.len()
-    )];
+    let mut found =
+        vec![format!("transcript differs at line {} (of {} expected, {} got)", first + 1, p.len(), g.len())];
     let before = first.saturating_sub(2);
     found.extend(p[before..first].iter().map(|l| format!("    {l}")));
-    found.extend(
-        p[first..]
-            .iter()
-            .take(SHOWN_LINES)
-            .map(|l| format!("  - {l}")),
-    );
-    found.extend(
-        g[first..]
-            .iter()
-            .take(SHOWN_LINES)
-            .map(|l| format!("  + {l}")),
-    );
+    found.extend(p[first..].iter().take(SHOWN_LINES).map(|l| format!("  - {l}")));
+    found.extend(g[first..].iter().take(SHOWN_LINES).map(|l| format!("  + {l}")));
     found
 }
 
-fn file_differences(
-    plain: &BTreeMap<String, Vec<u8>>,
-    got: &BTreeMap<String, Vec<u8>>,
-) -> Vec<String> {
+fn file_differences(plain: &BTreeMap<String, Vec<u8>>, got: &BTreeMap<String, Vec<u8>>) -> Vec<String> {
     let mut found = Vec::new();
     for (name, want) in plain {
         match got.get(name) {

@@ -23,10 +23,7 @@ struct Setup {
 }
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|a| !a.starts_with('-'))
-        .collect();
+    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     match run_all(&words) {
         Ok(0) => ExitCode::SUCCESS,
         Ok(failed) => {
@@ -42,8 +39,7 @@ fn main() -> ExitCode {
 
 fn run_all(words: &[String]) -> Result<usize, String> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs");
-    let mut programs =
-        Program::load_all(&source).map_err(|e| format!("{}: {e}", source.display()))?;
+    let mut programs = Program::load_all(&source).map_err(|e| format!("{}: {e}", source.display()))?;
     programs.retain(|p| words.is_empty() || words.iter().any(|w| p.name.contains(w)));
     let setup = set_up().map_err(|e| format!("setting up: {e}"))?;
     let (next, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -72,14 +68,9 @@ fn set_up() -> Result<Setup, String> {
     let dir = std::env::temp_dir().join(format!("zio-programs-{}", std::process::id()));
     open_dir(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
     if std::env::var_os("ZIO_LIB").is_some_and(|v| v == "none") {
-        return Ok(Setup {
-            dir,
-            lib: None,
-            modes: vec![Mode::Plain],
-        });
+        return Ok(Setup { dir, lib: None, modes: vec![Mode::Plain] });
     }
-    let built =
-        library().ok_or("libzio.so not found: `cargo build --release` first, or set ZIO_LIB")?;
+    let built = library().ok_or("libzio.so not found: `cargo build --release` first, or set ZIO_LIB")?;
     let lib = dir.join("libzio.so");
     fs::copy(&built, &lib).map_err(|e| format!("{}: {e}", built.display()))?;
     fs::set_permissions(&lib, Permissions::from_mode(0o755)).map_err(|e| e.to_string())?;
@@ -89,11 +80,7 @@ fn set_up() -> Result<Setup, String> {
         println!("programs: not root, so no runs as another user");
         modes.retain(|m| *m != Mode::Unprivileged);
     }
-    Ok(Setup {
-        dir,
-        lib: Some(lib),
-        modes,
-    })
+    Ok(Setup { dir, lib: Some(lib), modes })
 }
 
 /// Compiles and runs one program in every mode; the report and the number of failed runs.
@@ -115,20 +102,12 @@ fn run_one(p: &Program, setup: &Setup) -> (String, usize) {
     if plain.status != "exit 0" {
         let text = String::from_utf8_lossy(&plain.stdout);
         report += &format!("{:<16} plain        {} FAIL\n", p.name, plain.status);
-        for l in text
-            .lines()
-            .filter(|l| l.contains("FAIL") || l.contains("SETUP"))
-            .take(8)
-        {
+        for l in text.lines().filter(|l| l.contains("FAIL") || l.contains("SETUP")).take(8) {
             report += &format!("    {l}\n");
         }
         failed += 1;
     }
-    for &mode in setup
-        .modes
-        .iter()
-        .filter(|m| !p.skip.iter().any(|s| s == m.name()))
-    {
+    for &mode in setup.modes.iter().filter(|m| !p.skip.iter().any(|s| s == m.name())) {
         match run(mode, mode.name()) {
             Ok(r) => {
                 let found = problems(p, mode, &plain, &r);
@@ -137,11 +116,7 @@ fn run_one(p: &Program, setup: &Setup) -> (String, usize) {
                 failed += usize::from(!found.is_empty());
             }
             Err(e) => {
-                report += &format!(
-                    "{:<16} {:<12} cannot be run: {e} FAIL\n",
-                    p.name,
-                    mode.name()
-                );
+                report += &format!("{:<16} {:<12} cannot be run: {e} FAIL\n", p.name, mode.name());
                 failed += 1;
             }
         }

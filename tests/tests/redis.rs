@@ -28,10 +28,7 @@ fn full() -> bool {
 }
 
 fn seed() -> u64 {
-    std::env::var("ZIO_SEED")
-        .ok()
-        .and_then(|v| v.parse().ok())
-        .unwrap_or(1)
+    std::env::var("ZIO_SEED").ok().and_then(|v| v.parse().ok()).unwrap_or(1)
 }
 
 fn launches() -> Vec<Launch> {
@@ -59,16 +56,8 @@ fn in_all_modes(scenario: Scenario) {
     let times = if full() { 10 } else { 1 };
     for launch in launches() {
         // Plain runs show only that the driver is sound.
-        let share = if matches!(launch, Launch::Plain) {
-            5
-        } else {
-            1
-        };
-        let plan = Plan {
-            ops: scenario.ops() * times / share,
-            limit: Duration::from_secs(120 * times),
-            seed: seed(),
-        };
+        let share = if matches!(launch, Launch::Plain) { 5 } else { 1 };
+        let plan = Plan { ops: scenario.ops() * times / share, limit: Duration::from_secs(120 * times), seed: seed() };
         match run(scenario, &launch, plan) {
             Ok(report) => {
                 say(&report);
@@ -83,11 +72,7 @@ fn in_all_modes(scenario: Scenario) {
             }
             Err(e) => {
                 say(&e);
-                panic!(
-                    "redis {} {}: failed, see above",
-                    scenario.name(),
-                    launch.name()
-                );
+                panic!("redis {} {}: failed, see above", scenario.name(), launch.name());
             }
         }
     }
@@ -159,9 +144,7 @@ fn counters_agree_with_an_independent_shim() {
     let count = || count_plain(&shim, ops, seed()).unwrap_or_else(|e| panic!("{e}"));
     let agree = |what: &str, shim: u64, other: u64| {
         let apart = 100.0 * (other as f64 - shim as f64) / shim.max(1) as f64;
-        say(&format!(
-            "redis crosscheck {what}: shim requested {shim}, other {other}, {apart:+.3}%"
-        ));
+        say(&format!("redis crosscheck {what}: shim requested {shim}, other {other}, {apart:+.3}%"));
         assert!(shim > 0 && apart.abs() <= 1.0, "{what}: {apart:+.3}% apart");
     };
     let plain = count();
@@ -173,11 +156,7 @@ fn counters_agree_with_an_independent_shim() {
                 let stats = count_zio(&launch, ops, seed())
                     .and_then(|s| s.check(*mode).map(|()| s))
                     .unwrap_or_else(|e| panic!("{e}"));
-                agree(
-                    &format!("{}, two processes", mode.name()),
-                    plain,
-                    stats.requested,
-                );
+                agree(&format!("{}, two processes", mode.name()), plain, stats.requested);
             }
             _ => {}
         }

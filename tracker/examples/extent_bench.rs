@@ -32,38 +32,24 @@ fn fresh_map(extents: u64) -> ExtentMap {
 
 fn main() {
     const LEN: u64 = 60_000;
-    println!(
-        "extents levels |  find  replace(same range)  both, 16 hot  erase+insert  shifted rename   (ns)"
-    );
+    println!("extents levels |  find  replace(same range)  both, 16 hot  erase+insert  shifted rename   (ns)");
     for n in [1_000u64, 10_000, 100_000, 1_000_000] {
         let mut map = fresh_map(n);
         // Odd, so it permutes 0..n for the powers of ten, which it shares no factor with.
         let scatter = |i: u64| (i.wrapping_mul(7_368_787) % n) << 16;
         for i in 0..n {
-            let e = Extent {
-                start: scatter(i),
-                len: LEN,
-                core: (i * 7) << 17,
-                site: 1,
-            };
+            let e = Extent { start: scatter(i), len: LEN, core: (i * 7) << 17, site: 1 };
             map.insert(e).expect("room");
         }
         let calls = 200_000;
         // The addresses are drawn before the clock runs.
-        let places: Vec<u64> = (0..1 << 18)
-            .map(|i: u64| scatter(i.wrapping_mul(1_000_003)))
-            .collect();
+        let places: Vec<u64> = (0..1 << 18).map(|i: u64| scatter(i.wrapping_mul(1_000_003))).collect();
         let place = |i: u64| places[i as usize & (places.len() - 1)];
         let find = ns_per_call(calls, |i| {
             black_box(map.find(place(i) + 999));
         });
         let replace = ns_per_call(calls, |i| {
-            let e = Extent {
-                start: place(i),
-                len: LEN,
-                core: (i * 3) << 17,
-                site: 2,
-            };
+            let e = Extent { start: place(i), len: LEN, core: (i * 3) << 17, site: 2 };
             map.replace(e, |d| {
                 black_box(d);
             })
@@ -72,12 +58,7 @@ fn main() {
         // One tracked copy among few buffers: look the source up, name the destination.
         let hot = ns_per_call(calls, |i| {
             let from = map.find(place(i % 16)).map_or(0, |e| e.core);
-            let e = Extent {
-                start: place(16 + i % 16),
-                len: LEN,
-                core: from,
-                site: 3,
-            };
+            let e = Extent { start: place(16 + i % 16), len: LEN, core: from, site: 3 };
             map.replace(e, |d| {
                 black_box(d);
             })
@@ -89,30 +70,16 @@ fn main() {
                 black_box(d);
             })
             .expect("room");
-            map.insert(Extent {
-                start,
-                len: LEN,
-                core: (i * 5) << 17,
-                site: 2,
-            })
-            .expect("room");
+            map.insert(Extent { start, len: LEN, core: (i * 5) << 17, site: 2 }).expect("room");
         });
         // The range grows and shrinks: hardly ever the same as what is there, and shorter ones leave tails.
         let shifted = ns_per_call(calls, |i| {
-            let e = Extent {
-                start: place(i),
-                len: LEN + i % 7 * 512,
-                core: (i * 3) << 17,
-                site: 2,
-            };
+            let e = Extent { start: place(i), len: LEN + i % 7 * 512, core: (i * 3) << 17, site: 2 };
             map.replace(e, |d| {
                 black_box(d);
             })
             .expect("room");
         });
-        println!(
-            "{n:>7} {:>6} | {find:>5.1} {replace:>20.1} {hot:>13.1} {churn:>13.1} {shifted:>15.1}",
-            map.height()
-        );
+        println!("{n:>7} {:>6} | {find:>5.1} {replace:>20.1} {hot:>13.1} {churn:>13.1} {shifted:>15.1}", map.height());
     }
 }

@@ -8,8 +8,7 @@ mod check;
 mod table;
 
 use table::{
-    Kind, LARGE, LISTS, NAMED, ONE_PIN, STUCK, STUCK_USAGE, Span, Table, Tag, covered, is_free,
-    list_of, pins,
+    Kind, LARGE, LISTS, NAMED, ONE_PIN, STUCK, STUCK_USAGE, Span, Table, Tag, covered, is_free, list_of, pins,
 };
 pub use table::{MAX_PAGES, PAGE, PageMeta, Run};
 
@@ -152,11 +151,7 @@ impl Arena {
             let undo = |usage: &mut u64, bytes| *usage = usage.wrapping_add(bytes);
             span.each(self.table.entries(span), undo);
             let take = |old: u64, bytes| {
-                if old & NAMED >= bytes {
-                    Ok(old - bytes)
-                } else {
-                    Err(0)
-                }
+                if old & NAMED >= bytes { Ok(old - bytes) } else { Err(0) }
             };
             unused = self.take_back_singly(span, take);
             lost = 0;
@@ -204,9 +199,7 @@ impl Arena {
     /// Takes out and pins at most `max_pages` pages of the dirty-free run that has waited longest, large runs
     /// first. The caller discards their memory and then calls [`Arena::purged`].
     pub fn take_purge(&mut self, max_pages: u32) -> Option<Run> {
-        (1..=LARGE)
-            .rev()
-            .find_map(|len| self.take(list_of(Kind::Dirty, len), max_pages, true))
+        (1..=LARGE).rev().find_map(|len| self.take(list_of(Kind::Dirty, len), max_pages, true))
     }
 
     /// Returns a run from [`Arena::take_purge`]: clean if its memory was discarded (`ok`), else dirty.
@@ -274,9 +267,7 @@ impl Arena {
     fn release(&mut self, span: Span, kind: Kind) {
         let mut fault = false;
         // Holds for no pins at all, and for a free page's tag; a stuck page has a pin to show for ever.
-        span.each(self.table.entries(span), |usage, _| {
-            fault |= pins(*usage).wrapping_sub(1) >= STUCK
-        });
+        span.each(self.table.entries(span), |usage, _| fault |= pins(*usage).wrapping_sub(1) >= STUCK);
         let mut unused = 0;
         if !fault {
             span.each(self.table.entries(span), |usage, _| {
@@ -374,31 +365,18 @@ impl Arena {
             right_len = right.len.min(self.fresh - end);
             self.unlink(end, right.list());
         }
-        let tag = Tag {
-            kind,
-            hot_end: left_len > right_len,
-            len: left_len + (end - start) + right_len,
-        };
+        let tag = Tag { kind, hot_end: left_len > right_len, len: left_len + (end - start) + right_len };
         self.link(start - left_len, tag, false);
     }
 
     /// Takes from the newest run whose length is the first of `sizes` that there is ([`LARGE`] for all above).
-    fn take_newest(
-        &mut self,
-        kind: Kind,
-        mut sizes: impl Iterator<Item = u32>,
-        want: u32,
-    ) -> Option<Run> {
+    fn take_newest(&mut self, kind: Kind, mut sizes: impl Iterator<Item = u32>, want: u32) -> Option<Run> {
         sizes.find_map(|len| self.take(list_of(kind, len), want, false))
     }
 
     /// Takes at most `want` pages off the newest or oldest run of a list, and pins them.
     fn take(&mut self, list: usize, want: u32, oldest: bool) -> Option<Run> {
-        let first = *if oldest {
-            self.oldest.get(list)
-        } else {
-            self.newest.get(list)
-        }?;
+        let first = *if oldest { self.oldest.get(list) } else { self.newest.get(list) }?;
         if first == 0 || want == 0 {
             return None;
         }
@@ -408,11 +386,7 @@ impl Arena {
         let rest = tag.len - pages;
         // Reuse wants the run's hot side, purging its cold side.
         let from_end = tag.hot_end != oldest;
-        let (page, rest_first) = if from_end {
-            (first + rest, first)
-        } else {
-            (first, first + pages)
-        };
+        let (page, rest_first) = if from_end { (first + rest, first) } else { (first, first + pages) };
         if rest > 0 {
             self.link(rest_first, Tag { len: rest, ..tag }, oldest);
         }
@@ -443,8 +417,7 @@ impl Arena {
     /// Tags the run that starts at `first`, and puts it at the newest or oldest end of its list.
     fn link(&mut self, first: u32, tag: Tag, oldest: bool) {
         let list = tag.list();
-        let (Some(head), Some(tail)) = (self.newest.get_mut(list), self.oldest.get_mut(list))
-        else {
+        let (Some(head), Some(tail)) = (self.newest.get_mut(list), self.oldest.get_mut(list)) else {
             return;
         };
         let (newer, older) = if oldest { (*tail, 0) } else { (0, *head) };
@@ -456,13 +429,7 @@ impl Arena {
         }
         // The other end first: both are the same entry in a run of one page.
         self.table.set(first + tag.len - 1, tag.encode());
-        self.table.change(first, |meta| {
-            *meta = PageMeta {
-                usage: tag.encode(),
-                newer,
-                older,
-            }
-        });
+        self.table.change(first, |meta| *meta = PageMeta { usage: tag.encode(), newer, older });
         self.join(newer, first);
         self.join(first, older);
     }

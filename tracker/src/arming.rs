@@ -255,11 +255,22 @@ impl<K: Kernel> Tracker<K> {
     fn zero_fill(&self, st: &mut State, pages: Span) -> Result<(), Errno> {
         let mut at = pages.start;
         let mut tries = 0;
+        let mut whole = true;
         while at < pages.end {
             self.count(None, Counter::PageTableCalls, 1);
-            match self.kernel.fill_zero(Span::between(at, pages.end)) {
-                Ok(n) => at += n,
-                Err(Errno::EXIST) => at += PAGE,
+            let stop = if whole { pages.end } else { at + PAGE };
+            match self.kernel.fill_zero(Span::between(at, stop)) {
+                // An error further on must not leave pages that are there marked as armed.
+                Ok(n) => {
+                    self.set_resident(Span::between(at, at + n));
+                    at += n;
+                }
+                Err(Errno::EXIST) => {
+                    self.set_resident(Span::between(at, at + PAGE));
+                    at += PAGE;
+                }
+                // The range may cross into another mapping, which one call cannot: page by page then.
+                Err(Errno::NOENT) if whole && pages.end - at > PAGE => whole = false,
                 Err(e) => {
                     self.recover(st, Span::between(at, at + PAGE), e, &mut tries)?;
                 }
@@ -269,7 +280,7 @@ impl<K: Kernel> Tracker<K> {
     }
 
     /// After a failed fill: makes another try possible, or gives the error.
-    fn recover(&self, st: &mut State, page: Span, e: Errno, tries: &mut u32) -> Result<(), Errno> {
+    pub(crate) fn recover(&self, st: &mut State, page: Span, e: Errno, tries: &mut u32) -> Result<(), Errno> {
         *tries += 1;
         if *tries > FILL_TRIES {
             return Err(e);
@@ -405,14 +416,17 @@ impl<K: Kernel> Tracker<K> {
     /// never been there. All of them are resident.
     pub(crate) fn unregister(&self, st: &mut State, pages: Span) {
         let mut at = pages.start;
-        while let Some(r) = st.registered.next_from(at) {
+        while at < pages.end
+            && let Some(r) = st.registered.next_from(at)
+        {
             let part = pages.intersect(Span::between(r.start, r.start + r.len));
             if r.start >= pages.end {
                 break;
             }
             self.count(None, Counter::PageTableCalls, 1);
-            let _ = self.kernel.unregister(part);
-            let _ = st.registered.erase(part.start, part.end, |_| ());
+            if self.kernel.unregister(part).is_ok() {
+                let _ = st.registered.erase(part.start, part.end, |_| ());
+            }
             at = part.end;
         }
     }

@@ -67,7 +67,13 @@ impl<K: Kernel> Tracker<K> {
             self.pin_pieces(st, &x.pieces);
             if !(rename && self.capture_room(st, x, dst)) {
                 // Gather: the bytes move, straight from the cores; the source stays elided.
-                let why = if !elide { Counter::PassBackoff } else if rename { Counter::PassPieces } else { Counter::PassResident };
+                let why = if !elide {
+                    Counter::PassBackoff
+                } else if rename {
+                    Counter::PassPieces
+                } else {
+                    Counter::PassResident
+                };
                 self.count(Some(t), why, 1);
                 x.segments.clear();
                 self.clear_way(st, dst);

@@ -74,12 +74,7 @@ impl Extent {
         let from = self.start.max(start);
         let to = self.end().min(end);
         debug_assert!(from < to);
-        Extent {
-            start: from,
-            len: to - from,
-            core: self.core + (from - self.start),
-            site: self.site,
-        }
+        Extent { start: from, len: to - from, core: self.core + (from - self.start), site: self.site }
     }
 
     /// Whether `next` goes on where this one ends, in the program and in the core.
@@ -99,21 +94,12 @@ impl Extent {
     #[inline]
     fn pack(&self) -> Entry {
         let val = self.core | u64::from(self.site) << CORE_BITS;
-        Entry {
-            key: self.start,
-            len: self.len,
-            val,
-        }
+        Entry { key: self.start, len: self.len, val }
     }
 
     #[inline]
     fn unpack(e: Entry) -> Extent {
-        Extent {
-            start: e.key,
-            len: e.len,
-            core: e.val & CORE_MASK,
-            site: (e.val >> CORE_BITS) as u16,
-        }
+        Extent { start: e.key, len: e.len, core: e.val & CORE_MASK, site: (e.val >> CORE_BITS) as u16 }
     }
 }
 
@@ -182,10 +168,7 @@ impl ExtentMap {
     pub unsafe fn new(mem: *mut u8, len: usize) -> ExtentMap {
         // SAFETY: the caller's contract is the pool's.
         let pool = unsafe { Pool::new(mem, len) };
-        ExtentMap {
-            pool,
-            ..ExtentMap::empty()
-        }
+        ExtentMap { pool, ..ExtentMap::empty() }
     }
 
     /// Number of extents.
@@ -280,12 +263,7 @@ impl ExtentMap {
     /// # Errors
     ///
     /// [`MapFull`] if one extent reaches over both borders and there is no node for the second half.
-    pub fn erase(
-        &mut self,
-        start: u64,
-        end: u64,
-        mut dropped: impl FnMut(Extent),
-    ) -> Result<(), MapFull> {
+    pub fn erase(&mut self, start: u64, end: u64, mut dropped: impl FnMut(Extent)) -> Result<(), MapFull> {
         if start >= end {
             return Ok(());
         }
@@ -297,9 +275,7 @@ impl ExtentMap {
             if first.end() > end {
                 return self.punch(pos, start, end, dropped);
             }
-            self.pool
-                .leaf_mut(pos.leaf)
-                .set_len(pos.slot, start - first.start);
+            self.pool.leaf_mut(pos.leaf).set_len(pos.slot, start - first.start);
             dropped(first.clip(start, end));
             match self.at_or_next(pos.leaf, pos.slot + 1) {
                 Some(next) => pos = next,
@@ -333,35 +309,19 @@ impl ExtentMap {
         let path = self.descend(e.start);
         let slot = self.pool.leaf(path.leaf).rank(e.start);
         let left = self.before(path.leaf, slot).map(|p| (p, self.extent(p)));
-        let right = self
-            .at_or_next(path.leaf, slot)
-            .map(|p| (p, self.extent(p)));
-        if left.is_some_and(|(_, l)| l.end() > e.start)
-            || right.is_some_and(|(_, r)| r.start < e.end())
-        {
+        let right = self.at_or_next(path.leaf, slot).map(|p| (p, self.extent(p)));
+        if left.is_some_and(|(_, l)| l.end() > e.start) || right.is_some_and(|(_, r)| r.start < e.end()) {
             debug_assert!(false, "the range is named already");
             return Err(MapFull);
         }
-        match (
-            left.filter(|(_, l)| l.joins(&e)),
-            right.filter(|(_, r)| e.joins(r)),
-        ) {
+        match (left.filter(|(_, l)| l.joins(&e)), right.filter(|(_, r)| e.joins(r))) {
             (Some((lp, l)), Some((rp, r))) => {
-                self.pool
-                    .leaf_mut(lp.leaf)
-                    .set_len(lp.slot, l.len + e.len + r.len);
+                self.pool.leaf_mut(lp.leaf).set_len(lp.slot, l.len + e.len + r.len);
                 self.remove(rp, rp.slot + 1, r.start);
             }
             (Some((lp, l)), None) => self.pool.leaf_mut(lp.leaf).set_len(lp.slot, l.len + e.len),
             (None, Some((rp, r))) => {
-                self.pool.leaf_mut(rp.leaf).set(
-                    rp.slot,
-                    Extent {
-                        len: e.len + r.len,
-                        ..e
-                    }
-                    .pack(),
-                );
+                self.pool.leaf_mut(rp.leaf).set(rp.slot, Extent { len: e.len + r.len, ..e }.pack());
                 if rp.leaf != path.leaf {
                     self.set_right_sep(&path, e.start);
                 }
@@ -432,11 +392,7 @@ impl ExtentMap {
 
     /// As `locate`, keeping the way.
     fn descend(&self, addr: u64) -> Path {
-        let mut path = Path {
-            nodes: [NIL; MAX_HEIGHT],
-            slots: [0; MAX_HEIGHT],
-            leaf: self.root,
-        };
+        let mut path = Path { nodes: [NIL; MAX_HEIGHT], slots: [0; MAX_HEIGHT], leaf: self.root };
         for d in 0..self.height.saturating_sub(1) {
             let inner = self.pool.inner(path.leaf);
             let slot = inner.rank(addr);
@@ -479,10 +435,7 @@ impl ExtentMap {
         if !leaf.is_leaf() || slot == 0 {
             return None;
         }
-        let before = Pos {
-            leaf: n,
-            slot: slot - 1,
-        };
+        let before = Pos { leaf: n, slot: slot - 1 };
         if self.extent(before).end() > addr {
             return Some(before);
         }
@@ -496,36 +449,24 @@ impl ExtentMap {
         if slot < l.count() {
             return Some(Pos { leaf, slot });
         }
-        (l.next != NIL).then_some(Pos {
-            leaf: l.next,
-            slot: 0,
-        })
+        (l.next != NIL).then_some(Pos { leaf: l.next, slot: 0 })
     }
 
     /// What is before `slot`, in the leaf before if `slot` is the first.
     #[inline(always)]
     fn before(&self, leaf: u32, slot: usize) -> Option<Pos> {
         if slot > 0 {
-            return Some(Pos {
-                leaf,
-                slot: slot - 1,
-            });
+            return Some(Pos { leaf, slot: slot - 1 });
         }
         let prev = self.pool.leaf(leaf).prev;
-        (prev != NIL).then(|| Pos {
-            leaf: prev,
-            slot: self.pool.leaf(prev).count().wrapping_sub(1),
-        })
+        (prev != NIL).then(|| Pos { leaf: prev, slot: self.pool.leaf(prev).count().wrapping_sub(1) })
     }
 
     /// Whether `e`, in place of the extent at `p`, would join a neighbour of it.
     #[inline(always)]
     fn joins_around(&self, p: Pos, e: &Extent) -> bool {
-        self.before(p.leaf, p.slot)
-            .is_some_and(|l| self.extent(l).joins(e))
-            || self
-                .at_or_next(p.leaf, p.slot + 1)
-                .is_some_and(|r| e.joins(&self.extent(r)))
+        self.before(p.leaf, p.slot).is_some_and(|l| self.extent(l).joins(e))
+            || self.at_or_next(p.leaf, p.slot + 1).is_some_and(|r| e.joins(&self.extent(r)))
     }
 }
 

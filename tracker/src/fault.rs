@@ -41,10 +41,7 @@ impl<K: Kernel> Tracker<K> {
         let outcome = self.locked(None, |st| {
             let page = page_down(addr);
             if !self.pages.get(Bit::Armed, addr) {
-                if self.unseen_missing(st, addr) {
-                    return Some(Fault::Resolved);
-                }
-                return None;
+                return self.unseen_missing(st, addr);
             }
             let vacant = self.pages.get(Bit::Vacant, addr);
             if !vacant && let Some(e) = st.map.find(addr) {
@@ -105,7 +102,8 @@ impl<K: Kernel> Tracker<K> {
     fn foreign(&self, thread: Option<&Thread>, addr: u64, generation: u64) -> Fault {
         let Some(t) = thread else { return self.foreign_unrecorded(addr) };
         let f = &t.faults;
-        let again = f.odd_addr.load(Ordering::Relaxed) == addr && f.odd_generation.load(Ordering::Relaxed) == generation;
+        let again =
+            f.odd_addr.load(Ordering::Relaxed) == addr && f.odd_generation.load(Ordering::Relaxed) == generation;
         f.odd_addr.store(if again { 0 } else { addr }, Ordering::Relaxed);
         f.odd_generation.store(generation, Ordering::Relaxed);
         if again { Fault::Foreign } else { Fault::Resolved }

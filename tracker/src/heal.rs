@@ -11,7 +11,7 @@
 use crate::addr::{PAGE, Span};
 use crate::extent_map::Extent;
 use crate::page_state::Bit;
-use crate::state::{Arming, State, Tracker};
+use crate::state::{State, Tracker};
 use crate::stats::Counter;
 use crate::sys::Kernel;
 use core::sync::atomic::Ordering;
@@ -24,7 +24,7 @@ const RUNS_MAX: usize = 8;
 impl<K: Kernel> Tracker<K> {
     /// Heals short resident runs between armed pages of a copy's source.
     pub(crate) fn heal(&self, st: &mut State, src: Span, dst: Span, site: u16) {
-        let guarded = !self.threaded.load(Ordering::Relaxed) || self.arming() == Arming::Guard;
+        let guarded = !self.threaded.load(Ordering::Relaxed);
         if !guarded || !src.intersect(dst).is_empty() {
             return;
         }
@@ -72,8 +72,13 @@ impl<K: Kernel> Tracker<K> {
                 // No room for a name after all: the bytes go back at once, through the kernel as ever.
                 let _ = self.fill_back(st, run, r.core());
             }
-        } else if protect {
-            self.protect(run, false);
+        } else {
+            if protect {
+                self.protect(run, false);
+            }
+            // A guard install that failed part-way has discarded pages.
+            // SAFETY: resident known memory, as the lock holder just saw; the core run is ours.
+            unsafe { self.kernel.core_to_prog(run.start, self.core_ptr(r.core()), run.len()) };
         }
         st.arena.unpin_run(r);
     }

@@ -2,6 +2,7 @@
 
 use crate::addr::{PAGE, Span, page_down, page_up};
 use crate::extent_map::Extent;
+use crate::fault::Fault;
 use crate::page_state::Bit;
 use crate::state::{Arming, KNOWN_BLOCK, KNOWN_MAPPING, State, Tracker};
 use crate::sys::{Errno, Kernel};
@@ -53,7 +54,9 @@ impl<K: Kernel> Tracker<K> {
     /// True if anything is recorded about a page of `s`: page state, known memory, names.
     pub fn concerns(&self, t: Option<&Thread>, s: Span) -> bool {
         self.pages.any_armed(s)
-            || self.locked(t, |st| st.known.any_in(s.start, s.end) || st.registered.any_in(s.start, s.end)).unwrap_or(false)
+            || self
+                .locked(t, |st| st.known.any_in(s.start, s.end) || st.registered.any_in(s.start, s.end))
+                .unwrap_or(false)
     }
 
     /// Makes every page of `s` resident, bytes intact: before a call that hands it to the kernel, or that zio
@@ -104,6 +107,12 @@ impl<K: Kernel> Tracker<K> {
                 self.materialise(st, Span::between(page_down(k.start), page_up(k.start + k.len)))?;
                 at = k.start + k.len;
             }
+            // Or of blocks that could not be cleaned up when they went.
+            let mut at = 0;
+            while let Some(r) = st.registered.next_from(at) {
+                self.materialise(st, Span::between(r.start, r.start + r.len))?;
+                at = r.start + r.len;
+            }
             self.unregister(st, Span::between(0, crate::addr::USER_END));
             self.set_arming(Arming::Off);
             self.publish(st);
@@ -142,7 +151,8 @@ impl<K: Kernel> Tracker<K> {
                 self.forget(st, Self::pages_of(block));
             } else {
                 self.disarm_all(st, pages);
-                if self.arming() == Arming::Missing {
+                // Pages that could not be made resident need their registration: they are still armed.
+                if self.arming() == Arming::Missing && !self.pages.any_armed(pages) {
                     // The allocator may give the memory back and get it again, unregistered, all unseen.
                     self.unregister(st, pages);
                 }
@@ -234,16 +244,27 @@ impl<K: Kernel> Tracker<K> {
 
     /// A touch of a page that is not armed, in a registered range of `sigbus` mode: memory that was discarded
     /// unseen. It gets the zeros that it would have had.
-    pub(crate) fn unseen_missing(&self, st: &mut State, addr: u64) -> bool {
+    pub(crate) fn unseen_missing(&self, st: &mut State, addr: u64) -> Option<Fault> {
         if self.arming() != Arming::Missing || st.registered.find(addr).is_none() {
-            return false;
+            return None;
         }
         let page = page_down(addr);
-        let filled = self.kernel.fill_zero(Span::between(page, page + PAGE));
-        if filled.is_ok() {
-            self.generation.fetch_add(1, Ordering::Release);
+        let page = Span::between(page, page + PAGE);
+        let mut tries = 0;
+        loop {
+            match self.kernel.fill_zero(page) {
+                Ok(_) => {
+                    self.generation.fetch_add(1, Ordering::Release);
+                    return Some(Fault::Resolved);
+                }
+                // The page is there, and the fault is about something else (its protection).
+                Err(Errno::EXIST) => return None,
+                Err(e) => {
+                    if self.recover(st, page, e, &mut tries).is_err() {
+                        return Some(Fault::Failed);
+                    }
+                }
+            }
         }
-        // EEXIST: the page is there, and the fault is about something else (its protection).
-        filled.is_ok()
     }
 }

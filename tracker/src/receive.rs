@@ -141,7 +141,8 @@ impl<K: Kernel> Tracker<K> {
         // A few resident pages between armed ones are left-overs of another use of this memory (its edges). Arming
         // them now and freeing other edges would go on for ever; copying them is cheaper until the next try.
         let few = cold_end - page < FEW_PAGES;
-        let between = few && (self.pages.get(Bit::Armed, at.wrapping_sub(PAGE)) || self.pages.get(Bit::Armed, cold_end << 12));
+        let between =
+            few && (self.pages.get(Bit::Armed, at.wrapping_sub(PAGE)) || self.pages.get(Bit::Armed, cold_end << 12));
         if between && !rearm {
             return (Fate::Direct, cold_end << 12);
         }
@@ -155,7 +156,11 @@ impl<K: Kernel> Tracker<K> {
         for i in 0..x.segments.len() {
             let Some(&g) = x.segments.as_slice().get(i) else { break };
             let backed = if g.fate == Fate::Direct {
-                if x.iov.push(IoVec { base: g.start, len: g.end - g.start }) { Ok(()) } else { Err(Passed(Counter::PassPieces)) }
+                if x.iov.push(IoVec { base: g.start, len: g.end - g.start }) {
+                    Ok(())
+                } else {
+                    Err(Passed(Counter::PassPieces))
+                }
             } else {
                 self.back_segment(st, x, g)
             };

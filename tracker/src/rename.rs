@@ -28,7 +28,14 @@ impl<K: Kernel> Tracker<K> {
     /// A copy between ranges that do not overlap, of which no resident byte gets a name, is named at once, under the
     /// lock that its pieces were found under: only the few bytes for resident pages are left, and only their cores
     /// need a pin. `None` when the copy is not like that; nothing has changed then.
-    pub(crate) fn rename_at_once(&self, st: &mut State, x: &mut Scratch, dst: Span, src: Span, site: u16) -> Option<(Moves, u64)> {
+    pub(crate) fn rename_at_once(
+        &self,
+        st: &mut State,
+        x: &mut Scratch,
+        dst: Span,
+        src: Span,
+        site: u16,
+    ) -> Option<(Moves, u64)> {
         if !src.intersect(dst).is_empty() {
             return None;
         }
@@ -44,7 +51,8 @@ impl<K: Kernel> Tracker<K> {
                     return None;
                 }
                 if !part.is_empty() && direct {
-                    *moves.all.get_mut(moves.len)? = Move { to: part, place: p.place, from: p.at + (part.start - offset) };
+                    *moves.all.get_mut(moves.len)? =
+                        Move { to: part, place: p.place, from: p.at + (part.start - offset) };
                     moves.len += 1;
                 }
                 if g.end > piece.end {
@@ -188,7 +196,16 @@ impl<K: Kernel> Tracker<K> {
     }
 
     #[allow(clippy::too_many_arguments)] // One run of one piece: all of it is needed, none of it is a type.
-    fn rename_run(&self, st: &mut State, x: &mut Scratch, run: Span, place: Place, from: u64, armed: bool, site: u16) -> u64 {
+    fn rename_run(
+        &self,
+        st: &mut State,
+        x: &mut Scratch,
+        run: Span,
+        place: Place,
+        from: u64,
+        armed: bool,
+        site: u16,
+    ) -> u64 {
         let ok = armed
             && match place {
                 Place::Core => self.name_armed(st, run, from, site),

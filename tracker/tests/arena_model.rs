@@ -38,10 +38,7 @@ impl Rng {
 }
 
 fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|v| v.parse().ok())
-        .unwrap_or(default)
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,14 +64,7 @@ struct Model {
 
 impl Model {
     fn new(pages: u32, cap: u64) -> Self {
-        let mut pages = vec![
-            Page {
-                state: State::Virgin,
-                named: 0,
-                pins: 0
-            };
-            pages as usize
-        ];
+        let mut pages = vec![Page { state: State::Virgin, named: 0, pins: 0 }; pages as usize];
         pages[0].state = State::InUse;
         Model { pages, cap }
     }
@@ -154,41 +144,23 @@ impl Model {
             .iter()
             .find(|r| r.page <= run.page && end <= r.page + r.pages)
             .unwrap_or_else(|| panic!("{run:?} is not within one of {candidates:?}"));
-        assert!(
-            whole.pages >= least,
-            "{run:?} from a tiny run {whole:?} for {want}"
-        );
+        assert!(whole.pages >= least, "{run:?} from a tiny run {whole:?} for {want}");
         assert_eq!(run.pages, most.min(whole.pages));
-        assert!(
-            run.page == whole.page || end == whole.page + whole.pages,
-            "{run:?} in {whole:?}"
-        );
+        assert!(run.page == whole.page || end == whole.page + whole.pages, "{run:?} in {whole:?}");
         self.take(run);
     }
 
     fn take(&mut self, run: Run) {
         for page in &mut self.pages[run.page as usize..(run.page + run.pages) as usize] {
             assert_eq!((page.named, page.pins), (0, 0), "handed out while in use");
-            *page = Page {
-                state: State::InUse,
-                named: 0,
-                pins: 1,
-            };
+            *page = Page { state: State::InUse, named: 0, pins: 1 };
         }
     }
 
     fn compare(&self, arena: &Arena) {
         for (at, page) in self.pages.iter().enumerate().skip(1) {
-            assert_eq!(
-                u64::from(arena.page_named(at as u32)),
-                page.named,
-                "named, page {at}"
-            );
-            assert_eq!(
-                u64::from(arena.page_pins(at as u32)),
-                page.pins,
-                "pins, page {at}"
-            );
+            assert_eq!(u64::from(arena.page_named(at as u32)), page.named, "named, page {at}");
+            assert_eq!(u64::from(arena.page_pins(at as u32)), page.pins, "pins, page {at}");
         }
         assert_eq!(arena.held_bytes(), self.held() * PAGE);
         assert_eq!(arena.named_bytes(), self.named());
@@ -232,11 +204,7 @@ impl Round<'_> {
         match self.rng.below(8) {
             // The ZERO page, on its own and with its neighbour.
             0 => {
-                let beyond = self
-                    .model
-                    .pages
-                    .get(1)
-                    .is_some_and(|p| p.state == State::InUse);
+                let beyond = self.model.pages.get(1).is_some_and(|p| p.state == State::InUse);
                 Some((0, if beyond { 2 * PAGE } else { PAGE }))
             }
             1..5 => Self::pick(self.rng, &self.holds.runs).map(|r| (r.core(), r.bytes())),
@@ -253,8 +221,7 @@ impl Round<'_> {
                 let Some(range) = self.in_use() else { return };
                 let (core, len) = Self::part(self.rng, range);
                 assert!(self.fixture.arena.pin(core, len));
-                self.model
-                    .update(core, len, State::InUse, |p, _| p.pins += 1);
+                self.model.update(core, len, State::InUse, |p, _| p.pins += 1);
                 self.holds.pins.push((core, len));
             }
             74..80 => self.unpin(),
@@ -275,11 +242,7 @@ impl Round<'_> {
     }
 
     fn alloc(&mut self) {
-        let want = if self.rng.below(2) == 0 {
-            self.rng.below(6)
-        } else {
-            self.rng.below(40)
-        } as u32;
+        let want = if self.rng.below(2) == 0 { self.rng.below(6) } else { self.rng.below(40) } as u32;
         let got = self.fixture.arena.alloc(want);
         if want == 0 {
             assert_eq!(got, None);
@@ -293,8 +256,7 @@ impl Round<'_> {
         let Some(range) = self.in_use() else { return };
         let (core, len) = Self::part(self.rng, range);
         assert!(self.fixture.arena.name(core, len));
-        self.model
-            .update(core, len, State::InUse, |p, bytes| p.named += bytes);
+        self.model.update(core, len, State::InUse, |p, bytes| p.named += bytes);
         self.holds.names.push((core, len));
     }
 
@@ -306,16 +268,10 @@ impl Round<'_> {
         let (core, len) = self.holds.names.swap_remove(at);
         let (from, bytes) = Self::part(self.rng, (core, len));
         // As when the middle of an extent is dropped: its two remains stay named.
-        let remains = [
-            (core, from - core),
-            (from + bytes, core + len - from - bytes),
-        ];
-        self.holds
-            .names
-            .extend(remains.into_iter().filter(|r| r.1 > 0));
+        let remains = [(core, from - core), (from + bytes, core + len - from - bytes)];
+        self.holds.names.extend(remains.into_iter().filter(|r| r.1 > 0));
         self.fixture.arena.unname(from, bytes);
-        self.model
-            .update(from, bytes, State::Dirty, |p, bytes| p.named -= bytes);
+        self.model.update(from, bytes, State::Dirty, |p, bytes| p.named -= bytes);
     }
 
     fn unpin(&mut self) {
@@ -325,8 +281,7 @@ impl Round<'_> {
         let at = self.rng.below(self.holds.pins.len() as u64) as usize;
         let (core, len) = self.holds.pins.swap_remove(at);
         self.fixture.arena.unpin(core, len);
-        self.model
-            .update(core, len, State::Dirty, |p, _| p.pins -= 1);
+        self.model.update(core, len, State::Dirty, |p, _| p.pins -= 1);
     }
 
     fn unpin_run(&mut self) {
@@ -337,18 +292,11 @@ impl Round<'_> {
         let mut run = self.holds.runs.swap_remove(at);
         if run.pages > 1 && self.rng.below(4) == 0 {
             let keep = 1 + self.rng.below(u64::from(run.pages) - 1) as u32;
-            self.holds.runs.push(Run {
-                page: run.page,
-                pages: keep,
-            });
-            run = Run {
-                page: run.page + keep,
-                pages: run.pages - keep,
-            };
+            self.holds.runs.push(Run { page: run.page, pages: keep });
+            run = Run { page: run.page + keep, pages: run.pages - keep };
         }
         self.fixture.arena.unpin_run(run);
-        self.model
-            .update(run.core(), run.bytes(), State::Dirty, |p, _| p.pins -= 1);
+        self.model.update(run.core(), run.bytes(), State::Dirty, |p, _| p.pins -= 1);
     }
 
     fn purged(&mut self) {
@@ -358,8 +306,7 @@ impl Round<'_> {
         let ok = self.rng.below(4) != 0;
         self.fixture.arena.purged(run, ok);
         let freed = if ok { State::Clean } else { State::Dirty };
-        self.model
-            .update(run.core(), run.bytes(), freed, |p, _| p.pins -= 1);
+        self.model.update(run.core(), run.bytes(), freed, |p, _| p.pins -= 1);
     }
 
     /// Gives everything back; nothing may stay in use.
@@ -390,30 +337,17 @@ impl Round<'_> {
 
 #[test]
 fn random_operations_against_the_model() {
-    let clock = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap();
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let seed = setting("ZIO_SEED", clock.as_nanos() as u64) | 1;
-    let ops = setting(
-        "ZIO_OPS",
-        if cfg!(debug_assertions) {
-            100_000
-        } else {
-            4_000_000
-        },
-    );
+    let ops = setting("ZIO_OPS", if cfg!(debug_assertions) { 100_000 } else { 4_000_000 });
     println!("ZIO_SEED={seed} ZIO_OPS={ops}");
     let mut rng = Rng(seed);
     let mut done = 0;
     while done < ops {
         let pages = [1, 2, 3, 8, 40, 150, 300][rng.below(7) as usize];
         let cap = rng.below(u64::from(pages) * 5 / 4);
-        let mut round = Round {
-            rng: &mut rng,
-            fixture: arena(pages, cap),
-            model: Model::new(pages, cap),
-            holds: Holds::default(),
-        };
+        let mut round =
+            Round { rng: &mut rng, fixture: arena(pages, cap), model: Model::new(pages, cap), holds: Holds::default() };
         let steps = 200 + round.rng.below(8000);
         for step in 0..steps {
             round.step();

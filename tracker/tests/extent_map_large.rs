@@ -17,22 +17,13 @@ struct Big {
 impl Big {
     fn new(nodes: usize) -> Big {
         let region = Region::new(nodes * NODE);
-        Big {
-            map: region.map(nodes * NODE),
-            oracle: RangeMap::new(),
-            _region: region,
-        }
+        Big { map: region.map(nodes * NODE), oracle: RangeMap::new(), _region: region }
     }
 
     fn expect(&self, from: u64, to: u64) -> Vec<Extent> {
         let clip = |(r, &(delta, site)): (&std::ops::Range<u64>, &(u64, u16))| {
             let (start, end) = (r.start.max(from), r.end.min(to));
-            Extent {
-                start,
-                len: end - start,
-                core: start.wrapping_add(delta),
-                site,
-            }
+            Extent { start, len: end - start, core: start.wrapping_add(delta), site }
         };
         self.oracle.overlapping(&(from..to)).map(clip).collect()
     }
@@ -42,8 +33,7 @@ impl Big {
         let mut went = Vec::new();
         self.map.replace(e, |d| went.push(d)).unwrap();
         assert_eq!(went, expect);
-        self.oracle
-            .insert(e.start..e.end(), (e.core.wrapping_sub(e.start), e.site));
+        self.oracle.insert(e.start..e.end(), (e.core.wrapping_sub(e.start), e.site));
     }
 
     fn erase(&mut self, from: u64, to: u64) {
@@ -73,43 +63,21 @@ fn a_large_map_matches_rangemap() {
     for i in 0..ops {
         let start = place(&mut rng);
         let long = rng.coin(2000);
-        let len = if long {
-            1 + rng.below(1 << 27)
-        } else {
-            1 + rng.below(900 << 10)
-        };
+        let len = if long { 1 + rng.below(1 << 27) } else { 1 + rng.below(900 << 10) };
         let core = rng.below(1 << 47);
         match rng.below(16) {
             0 => big.erase(start, start + len),
             1 => {
                 let found = big.map.next_from(start);
                 assert_eq!(found.filter(|e| e.start <= start), big.map.find(start));
-                assert_eq!(
-                    big.map.find(start).is_some(),
-                    big.oracle.contains_key(&start)
-                );
+                assert_eq!(big.map.find(start).is_some(), big.oracle.contains_key(&start));
                 if let Some(e) = found {
                     // A rename of a part, and an overlapping move by a header.
-                    big.replace(Extent {
-                        start: start + 4096,
-                        len: e.len,
-                        core: e.core,
-                        site: e.site,
-                    });
-                    big.replace(Extent {
-                        start: e.start,
-                        len: e.len,
-                        core,
-                        site: 9,
-                    });
+                    big.replace(Extent { start: start + 4096, len: e.len, core: e.core, site: e.site });
+                    big.replace(Extent { start: e.start, len: e.len, core, site: 9 });
                 }
             }
-            _ => big.replace(Extent {
-                start,
-                len,
-                core,
-                site: 7,
-            }),
+            _ => big.replace(Extent { start, len, core, site: 7 }),
         }
         most = most.max(big.map.len());
         if i % 50_000 == 0 {
@@ -137,34 +105,17 @@ fn a_million_extents_stay_shallow() {
     const N: u64 = 1 << 20;
     let spread = |i: u64| (i.wrapping_mul(0x9e37_79b1) % N) << 16;
     let same = |i: u64| i << 16;
-    for (place, nodes_per_extent) in [
-        (&spread as &dyn Fn(u64) -> u64, 1.0 / 15.0),
-        (&same, 1.0 / 29.0),
-    ] {
+    for (place, nodes_per_extent) in [(&spread as &dyn Fn(u64) -> u64, 1.0 / 15.0), (&same, 1.0 / 29.0)] {
         let region = Region::new(90_000 * NODE);
         let mut map = region.map(90_000 * NODE);
         for i in 0..N {
-            map.insert(Extent {
-                start: place(i),
-                len: 40_000,
-                core: i << 20,
-                site: 1,
-            })
-            .unwrap();
+            map.insert(Extent { start: place(i), len: 40_000, core: i << 20, site: 1 }).unwrap();
         }
         map.check();
         assert_eq!(map.len() as u64, N);
-        assert!(
-            map.height() <= levels_half_full(map.len()),
-            "height {}",
-            map.height()
-        );
+        assert!(map.height() <= levels_half_full(map.len()), "height {}", map.height());
         let bound = (N as f64 * nodes_per_extent) as usize;
-        assert!(
-            map.nodes() <= bound,
-            "{} nodes, more than {bound}",
-            map.nodes()
-        );
+        assert!(map.nodes() <= bound, "{} nodes, more than {bound}", map.nodes());
 
         // A random nine tenths of the values are deleted: the nodes go too.
         let mut rng = rng(4);
@@ -174,12 +125,7 @@ fn a_million_extents_stay_shallow() {
             }
         }
         map.check();
-        assert!(
-            map.nodes() <= map.len() / 5,
-            "{} nodes for {} extents",
-            map.nodes(),
-            map.len()
-        );
+        assert!(map.nodes() <= map.len() / 5, "{} nodes for {} extents", map.nodes(), map.len());
         assert!(map.height() <= levels_half_full(N as usize));
     }
 }
@@ -190,25 +136,14 @@ fn churn_does_not_grow_the_tree() {
     let mut map = region.map(3000 * NODE);
     // A window of 10^4 extents moves through the address space, as an allocator's fresh chunks do.
     for i in 0..400_000u64 {
-        map.insert(Extent {
-            start: i << 16,
-            len: 50_000,
-            core: i << 4,
-            site: 0,
-        })
-        .unwrap();
+        map.insert(Extent { start: i << 16, len: 50_000, core: i << 4, site: 0 }).unwrap();
         if i >= 10_000 {
             let old = (i - 10_000) ^ 5;
             map.erase(old << 16, (old + 1) << 16, |_| ()).unwrap();
         }
     }
     map.check();
-    assert!(
-        map.height() <= 4 && map.nodes() < map.len() / 5,
-        "{} levels, {} nodes",
-        map.height(),
-        map.nodes()
-    );
+    assert!(map.height() <= 4 && map.nodes() < map.len() / 5, "{} levels, {} nodes", map.height(), map.nodes());
 }
 
 #[test]
@@ -218,12 +153,7 @@ fn a_promise_of_many_operations_holds() {
     for nodes in [2300, 3000, 5000] {
         let region = Region::new(nodes * NODE);
         let mut map = region.map(nodes * NODE);
-        let whole = Extent {
-            start: 0,
-            len: 1 << 40,
-            core: 0,
-            site: 0,
-        };
+        let whole = Extent { start: 0, len: 1 << 40, core: 0, site: 0 };
         map.insert(whole).unwrap();
         let mut rounds = 0;
         while map.has_room(OPS) {

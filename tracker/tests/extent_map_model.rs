@@ -60,15 +60,7 @@ impl Rig {
     fn new(nodes: usize, base: u64, scale: u64) -> Rig {
         let region = Region::new(nodes * NODE);
         let map = region.map(nodes * NODE);
-        Rig {
-            map,
-            cells: vec![None; CELLS],
-            base,
-            scale,
-            promised: 0,
-            full: 0,
-            _region: region,
-        }
+        Rig { map, cells: vec![None; CELLS], base, scale, promised: 0, full: 0, _region: region }
     }
 
     fn addr(&self, cell: usize) -> u64 {
@@ -76,12 +68,7 @@ impl Rig {
     }
 
     fn extent(&self, at: usize, len: usize, core: u64, site: u16) -> Extent {
-        Extent {
-            start: self.addr(at),
-            len: len as u64 * self.scale,
-            core: core * self.scale,
-            site,
-        }
+        Extent { start: self.addr(at), len: len as u64 * self.scale, core: core * self.scale, site }
     }
 
     /// The maximal runs of the model in cells `[from, to)`, each only as far as the range goes.
@@ -91,9 +78,7 @@ impl Rig {
         for i in from..to {
             if let Some((core, site)) = self.cells[i] {
                 match runs.last_mut() {
-                    Some(run) if last.map(|(c, s)| (c + 1, s)) == self.cells[i] => {
-                        run.len += self.scale
-                    }
+                    Some(run) if last.map(|(c, s)| (c + 1, s)) == self.cells[i] => run.len += self.scale,
                     _ => runs.push(self.extent(i, 1, core, site)),
                 }
             }
@@ -146,12 +131,7 @@ impl Rig {
     fn step(&mut self, op: &Op) {
         let mut went = Vec::new();
         match *op {
-            Op::Insert {
-                at,
-                len,
-                core,
-                site,
-            } => {
+            Op::Insert { at, len, core, site } => {
                 if self.cells[at..at + len].iter().any(Option::is_some) {
                     return;
                 }
@@ -160,16 +140,9 @@ impl Rig {
                     self.set(at, len, Some((core, site)));
                 }
             }
-            Op::Replace {
-                at,
-                len,
-                core,
-                site,
-            } => {
+            Op::Replace { at, len, core, site } => {
                 let expect = self.runs(at, at + len);
-                let result = self
-                    .map
-                    .replace(self.extent(at, len, core, site), |e| went.push(e));
+                let result = self.map.replace(self.extent(at, len, core, site), |e| went.push(e));
                 if self.finish(result, &went, &expect) {
                     self.set(at, len, Some((core, site)));
                 }
@@ -181,19 +154,12 @@ impl Rig {
                 let old = self.around(cell);
                 let at = ((old.start - self.base) / self.scale) as usize;
                 let len = (old.len / self.scale) as usize;
-                self.step(&Op::Replace {
-                    at,
-                    len,
-                    core,
-                    site,
-                });
+                self.step(&Op::Replace { at, len, core, site });
             }
             Op::Erase { at, len } => {
                 let expect = self.runs(at, at + len);
                 let inside = self.joined(at) && self.joined(at + len) && expect.len() == 1;
-                let result = self
-                    .map
-                    .erase(self.addr(at), self.addr(at + len), |e| went.push(e));
+                let result = self.map.erase(self.addr(at), self.addr(at + len), |e| went.push(e));
                 assert!(result.is_ok() || inside, "only a split can need a node");
                 if self.finish(result, &went, &expect) {
                     self.set(at, len, None);
@@ -206,15 +172,9 @@ impl Rig {
     fn query(&self, at: usize, len: usize) {
         let (from, to) = (self.addr(at), self.addr(at + len));
         let probe = from + self.scale / 2;
-        let next = (at..CELLS)
-            .find(|&i| self.cells[i].is_some())
-            .map(|i| self.around(i));
+        let next = (at..CELLS).find(|&i| self.cells[i].is_some()).map(|i| self.around(i));
         assert_eq!(self.map.next_from(probe), next, "next_from");
-        assert_eq!(
-            self.map.find(probe),
-            next.filter(|e| e.start <= probe),
-            "find"
-        );
+        assert_eq!(self.map.find(probe), next.filter(|e| e.start <= probe), "find");
         let expect = self.runs(at, at + len);
         assert_eq!(self.map.any_in(from, to), !expect.is_empty(), "any_in");
         let mut got = Vec::new();
@@ -223,18 +183,10 @@ impl Rig {
         let mut left = expect.len() / 2;
         let stopped = self.map.try_for_each_in(from, to, |e| {
             left = left.saturating_sub(1);
-            if left == 0 {
-                ControlFlow::Break(e)
-            } else {
-                ControlFlow::Continue(())
-            }
+            if left == 0 { ControlFlow::Break(e) } else { ControlFlow::Continue(()) }
         });
         let at = (expect.len() / 2).max(1) - 1;
-        assert_eq!(
-            stopped.break_value(),
-            expect.get(at).copied(),
-            "try_for_each_in"
-        );
+        assert_eq!(stopped.break_value(), expect.get(at).copied(), "try_for_each_in");
     }
 
     /// Compares everything.
@@ -263,44 +215,14 @@ struct Regime {
 
 const REGIMES: [Regime; 5] = [
     // Single cells: thousands of extents, splits at all levels.
-    Regime {
-        longest: 1,
-        cores: 1 << 14,
-        erase: 1,
-        replace: 4,
-        insert: 4,
-    },
+    Regime { longest: 1, cores: 1 << 14, erase: 1, replace: 4, insert: 4 },
     // The same going away: merges.
-    Regime {
-        longest: 3,
-        cores: 1 << 14,
-        erase: 8,
-        replace: 1,
-        insert: 1,
-    },
+    Regime { longest: 3, cores: 1 << 14, erase: 8, replace: 1, insert: 1 },
     // Few names: neighbours join.
-    Regime {
-        longest: 4,
-        cores: 2,
-        erase: 2,
-        replace: 4,
-        insert: 6,
-    },
-    Regime {
-        longest: 64,
-        cores: 8,
-        erase: 2,
-        replace: 5,
-        insert: 2,
-    },
+    Regime { longest: 4, cores: 2, erase: 2, replace: 4, insert: 6 },
+    Regime { longest: 64, cores: 8, erase: 2, replace: 5, insert: 2 },
     // Long ranges: many extents go at once.
-    Regime {
-        longest: 2000,
-        cores: 1 << 14,
-        erase: 1,
-        replace: 2,
-        insert: 1,
-    },
+    Regime { longest: 2000, cores: 1 << 14, erase: 1, replace: 2, insert: 1 },
 ];
 
 impl Regime {
@@ -309,33 +231,12 @@ impl Regime {
         let at = rng.below((CELLS - len + 1) as u64) as usize;
         let site = rng.below(2) as u16 * 0xffff;
         // With few names, a core that follows the address makes neighbours contiguous.
-        let core = rng.below(self.cores) * 8192 % 16384
-            + if self.cores < 16 {
-                at as u64
-            } else {
-                rng.below(8000)
-            };
+        let core = rng.below(self.cores) * 8192 % 16384 + if self.cores < 16 { at as u64 } else { rng.below(8000) };
         let mut dice = rng.below(self.erase + self.replace + self.insert + 3);
         for (weight, op) in [
             (self.erase, Op::Erase { at, len }),
-            (
-                self.replace,
-                Op::Replace {
-                    at,
-                    len,
-                    core,
-                    site,
-                },
-            ),
-            (
-                self.insert,
-                Op::Insert {
-                    at,
-                    len,
-                    core,
-                    site,
-                },
-            ),
+            (self.replace, Op::Replace { at, len, core, site }),
+            (self.insert, Op::Insert { at, len, core, site }),
             (1, Op::Overwrite { at, core, site }),
         ] {
             if dice < weight {
@@ -343,10 +244,7 @@ impl Regime {
             }
             dice -= weight;
         }
-        Op::Query {
-            at,
-            len: len.min(200),
-        }
+        Op::Query { at, len: len.min(200) }
     }
 }
 
@@ -402,47 +300,19 @@ fn a_full_map_changes_nothing() {
 #[test]
 fn unrepresentable_extents_are_refused() {
     let mut rig = Rig::new(64, 0, 1);
-    for (start, len, core) in [
-        (4096, 2, (1 << 48) - 1),
-        (u64::MAX - 4, 8, 0),
-        (u64::MAX - 4, 4, 0),
-        (4096, 1, u64::MAX),
-    ] {
-        let e = Extent {
-            start,
-            len,
-            core,
-            site: 0,
-        };
+    for (start, len, core) in
+        [(4096, 2, (1 << 48) - 1), (u64::MAX - 4, 8, 0), (u64::MAX - 4, 4, 0), (4096, 1, u64::MAX)]
+    {
+        let e = Extent { start, len, core, site: 0 };
         assert_eq!(rig.map.insert(e), Err(MapFull));
-        assert_eq!(
-            rig.map.replace(e, |_| panic!("nothing to drop")),
-            Err(MapFull)
-        );
+        assert_eq!(rig.map.replace(e, |_| panic!("nothing to drop")), Err(MapFull));
     }
-    let empty = Extent {
-        start: 4096,
-        len: 0,
-        core: 0,
-        site: 0,
-    };
+    let empty = Extent { start: 4096, len: 0, core: 0, site: 0 };
     assert_eq!(rig.map.insert(empty), Ok(()));
-    assert_eq!(
-        rig.map.replace(empty, |_| panic!("nothing to drop")),
-        Ok(())
-    );
-    assert_eq!(
-        rig.map
-            .erase(u64::MAX - 1, u64::MAX, |_| panic!("nothing to drop")),
-        Ok(())
-    );
+    assert_eq!(rig.map.replace(empty, |_| panic!("nothing to drop")), Ok(()));
+    assert_eq!(rig.map.erase(u64::MAX - 1, u64::MAX, |_| panic!("nothing to drop")), Ok(()));
     assert!(rig.map.is_empty());
-    let last = Extent {
-        start: (1 << 47) - 8,
-        len: 8,
-        core: (1 << 48) - 8,
-        site: u16::MAX,
-    };
+    let last = Extent { start: (1 << 47) - 8, len: 8, core: (1 << 48) - 8, site: u16::MAX };
     rig.map.insert(last).unwrap();
     assert_eq!(rig.map.find((1 << 47) - 1), Some(last));
     assert_eq!(rig.map.find(1 << 47), None);

@@ -79,24 +79,15 @@ impl Columns {
         let lib = find_library(lib)?;
         let scratch = ScratchDir::create(&std::env::temp_dir())?;
         let null = match build_nullcopy(scratch.path()) {
-            Ok(shim) => Some(Column {
-                kind: Kind::Null,
-                preload: Some(shim),
-            }),
+            Ok(shim) => Some(Column { kind: Kind::Null, preload: Some(shim) }),
             Err(e) => {
                 eprintln!("zio bench: no null-copy column: {e}");
                 None
             }
         };
         Ok(Columns {
-            plain: Column {
-                kind: Kind::Plain,
-                preload: None,
-            },
-            zio: Column {
-                kind: Kind::Zio,
-                preload: Some(lib),
-            },
+            plain: Column { kind: Kind::Plain, preload: None },
+            zio: Column { kind: Kind::Zio, preload: Some(lib) },
             null,
             _scratch: scratch,
         })
@@ -105,11 +96,8 @@ impl Columns {
 
 fn find_library(given: Option<&Path>) -> Result<PathBuf, Failure> {
     match given {
-        Some(path) => path
-            .canonicalize()
-            .map_err(|e| Failure::io(&format!("--lib {}", path.display()), e)),
-        None => crate::library::find()
-            .map_err(|e| Failure::new(format!("{e}, or name the library with --lib"))),
+        Some(path) => path.canonicalize().map_err(|e| Failure::io(&format!("--lib {}", path.display()), e)),
+        None => crate::library::find().map_err(|e| Failure::new(format!("{e}, or name the library with --lib"))),
     }
 }
 
@@ -124,12 +112,7 @@ fn build_nullcopy(dir: &Path) -> Result<PathBuf, Failure> {
         .arg("-ldl")
         .env_remove("LD_PRELOAD")
         .output()
-        .map_err(|e| {
-            Failure::new(format!(
-                "{}: {e} (install a C compiler)",
-                cc.to_string_lossy()
-            ))
-        })?;
+        .map_err(|e| Failure::new(format!("{}: {e} (install a C compiler)", cc.to_string_lossy())))?;
     if !out.status.success() {
         return Err(Failure::new(format!(
             "{} failed: {}",
@@ -154,14 +137,8 @@ impl Pinning {
     pub fn choose(wanted: bool) -> Pinning {
         let cpus = if wanted { allowed_cpus() } else { Vec::new() };
         match cpus[..] {
-            [server, client, ..] => Pinning {
-                server: Some(server),
-                client: Some(client),
-            },
-            _ => Pinning {
-                server: None,
-                client: None,
-            },
+            [server, client, ..] => Pinning { server: Some(server), client: Some(client) },
+            _ => Pinning { server: None, client: None },
         }
     }
 }
@@ -286,8 +263,7 @@ impl ScratchDir {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = parent.join(format!("zio-bench-{}-{n}", std::process::id()));
-        std::fs::create_dir(&path)
-            .map_err(|e| Failure::io(&format!("creating {}", path.display()), e))?;
+        std::fs::create_dir(&path).map_err(|e| Failure::io(&format!("creating {}", path.display()), e))?;
         Ok(ScratchDir(path))
     }
 
@@ -312,10 +288,7 @@ mod tests {
     fn a_missing_library_names_the_flag() {
         let e = find_library(Some(Path::new("/nonexistent/libzio.so"))).unwrap_err();
         let text = e.to_string();
-        assert!(
-            text.contains("/nonexistent/libzio.so") && text.contains("--lib"),
-            "{text}"
-        );
+        assert!(text.contains("/nonexistent/libzio.so") && text.contains("--lib"), "{text}");
     }
 
     #[test]
@@ -335,15 +308,9 @@ mod tests {
         )
         .unwrap();
         let exe = dir.path().join("t");
-        let built = Command::new("cc")
-            .args(["-O0", "-o"])
-            .args([&exe, &program])
-            .status();
+        let built = Command::new("cc").args(["-O0", "-o"]).args([&exe, &program]).status();
         assert!(built.unwrap().success());
-        let status = Command::new(&exe)
-            .env("LD_PRELOAD", &shim)
-            .status()
-            .unwrap();
+        let status = Command::new(&exe).env("LD_PRELOAD", &shim).status().unwrap();
         assert!(status.success(), "{status}");
     }
 

@@ -62,9 +62,7 @@ pub fn child(args: ChildArgs) -> ExitCode {
     while batch(calls) < goal && calls < 1 << 40 {
         calls *= 2;
     }
-    let costs: Vec<f64> = (0..BATCHES)
-        .map(|_| batch(calls).as_nanos() as f64 / calls as f64)
-        .collect();
+    let costs: Vec<f64> = (0..BATCHES).map(|_| batch(calls).as_nanos() as f64 / calls as f64).collect();
     println!("{}", median(&costs));
     ExitCode::SUCCESS
 }
@@ -80,12 +78,9 @@ fn ask_child(column: &Column, size: usize, millis: u64, pinning: Pinning) -> Res
         .output()
         .map_err(|e| Failure::io("starting the copying process", e))?;
     let text = String::from_utf8_lossy(&out.stdout);
-    text.trim().parse().map_err(|_| {
-        Failure::new(format!(
-            "the copying process, column {:?}, ended with {}",
-            column.kind, out.status
-        ))
-    })
+    text.trim()
+        .parse()
+        .map_err(|_| Failure::new(format!("the copying process, column {:?}, ended with {}", column.kind, out.status)))
 }
 
 /// Measures one size in interleaved pairs.
@@ -120,13 +115,7 @@ pub fn measure(
 
 /// The results as text.
 pub fn text(costs: &[CopyCost]) -> String {
-    let header = [
-        "memcpy",
-        "plain ns",
-        "zio ns",
-        "zio - plain ns",
-        "plain - plain ns",
-    ];
+    let header = ["memcpy", "plain ns", "zio ns", "zio - plain ns", "plain - plain ns"];
     let mut rows = vec![header.map(String::from).to_vec()];
     for c in costs {
         rows.push(vec![

@@ -92,9 +92,7 @@ impl Echo {
         let out = server.child().stdout.take();
         let mut line = String::new();
         if let Some(out) = out {
-            BufReader::new(out)
-                .read_line(&mut line)
-                .map_err(|e| Failure::io("reading the echo server's port", e))?;
+            BufReader::new(out).read_line(&mut line).map_err(|e| Failure::io("reading the echo server's port", e))?;
         }
         match line.trim().parse() {
             Ok(port) => Ok((server, port)),
@@ -123,15 +121,12 @@ struct Load {
 
 impl Load {
     fn start(work: &Echo, port: u16, verify: bool, cpu: Option<usize>) -> Result<Load, Failure> {
-        let shared = Arc::new(Shared {
-            stop: AtomicBool::new(false),
-            timed: AtomicBool::new(false),
-            done: AtomicU64::new(0),
-        });
+        let shared =
+            Arc::new(Shared { stop: AtomicBool::new(false), timed: AtomicBool::new(false), done: AtomicU64::new(0) });
         let mut threads = Vec::new();
         for i in 0..work.connections {
-            let stream = TcpStream::connect(("127.0.0.1", port))
-                .map_err(|e| Failure::io("connecting to the echo server", e))?;
+            let stream =
+                TcpStream::connect(("127.0.0.1", port)).map_err(|e| Failure::io("connecting to the echo server", e))?;
             let mut talk = Talk::new(stream, work.size, verify, i as u64)?;
             let shared = Arc::clone(&shared);
             threads.push(std::thread::spawn(move || {
@@ -150,9 +145,7 @@ impl Load {
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut first = Ok(());
         for t in self.threads {
-            let result = t
-                .join()
-                .unwrap_or_else(|_| Err(Failure::new("a client thread panicked")));
+            let result = t.join().unwrap_or_else(|_| Err(Failure::new("a client thread panicked")));
             first = first.and(result);
         }
         first
@@ -172,19 +165,9 @@ impl Talk {
     fn new(stream: TcpStream, size: usize, verify: bool, seed: u64) -> Result<Talk, Failure> {
         let set_up = |e| Failure::io("setting up a connection", e);
         stream.set_nodelay(true).map_err(set_up)?;
-        stream
-            .set_read_timeout(Some(REPLY_TIMEOUT))
-            .map_err(set_up)?;
-        stream
-            .set_write_timeout(Some(REPLY_TIMEOUT))
-            .map_err(set_up)?;
-        Ok(Talk {
-            stream,
-            pool: random_bytes(size + POOL_SLIDE, seed + 1),
-            reply: vec![0; size],
-            verify,
-            sent: 0,
-        })
+        stream.set_read_timeout(Some(REPLY_TIMEOUT)).map_err(set_up)?;
+        stream.set_write_timeout(Some(REPLY_TIMEOUT)).map_err(set_up)?;
+        Ok(Talk { stream, pool: random_bytes(size + POOL_SLIDE, seed + 1), reply: vec![0; size], verify, sent: 0 })
     }
 
     fn run(&mut self, shared: &Shared) -> Result<(), Failure> {
@@ -200,12 +183,8 @@ impl Talk {
         // An odd step: every byte offset comes up.
         let at = (self.sent as usize).wrapping_mul(8209) % POOL_SLIDE;
         let message = &self.pool[at..at + self.reply.len()];
-        self.stream
-            .write_all(message)
-            .map_err(|e| Failure::io("sending a message", e))?;
-        self.stream
-            .read_exact(&mut self.reply)
-            .map_err(|e| Failure::io("receiving a reply", e))?;
+        self.stream.write_all(message).map_err(|e| Failure::io("sending a message", e))?;
+        self.stream.read_exact(&mut self.reply).map_err(|e| Failure::io("receiving a reply", e))?;
         let wrong = if whole {
             first_difference(message, &self.reply)
         } else {
@@ -213,10 +192,9 @@ impl Talk {
         };
         self.sent += 1;
         match wrong {
-            Some(offset) if self.verify => Err(Failure::new(format!(
-                "WRONG DATA: message {} differs from offset {offset} on",
-                self.sent
-            ))),
+            Some(offset) if self.verify => {
+                Err(Failure::new(format!("WRONG DATA: message {} differs from offset {offset} on", self.sent)))
+            }
             _ => Ok(()),
         }
     }
@@ -272,10 +250,7 @@ mod tests {
         b = a.clone();
         b[8192..12_288].fill(0);
         for turn in 0..64 {
-            assert!(
-                sampled_difference(&a, &b, turn).is_some(),
-                "a lost page shows at once"
-            );
+            assert!(sampled_difference(&a, &b, turn).is_some(), "a lost page shows at once");
         }
         assert_eq!(sampled_difference(&a[..10], &a[..10], 5), None);
     }

@@ -159,10 +159,7 @@ struct Chain {
 
 impl Chain {
     fn allocate(count: usize, len_bytes: usize) -> Option<Chain> {
-        let mut chain = Chain {
-            blocks: Vec::with_capacity(count),
-            len_bytes,
-        };
+        let mut chain = Chain { blocks: Vec::with_capacity(count), len_bytes };
         for i in 0..count {
             // SAFETY: malloc takes any size; the sum is far from overflow (sizes are bounded when parsed).
             let p = unsafe { c::malloc(len_bytes + i * STAGGER) };
@@ -237,11 +234,7 @@ mod tests {
         // With this, the test binary holds the same code as the command.
         std::hint::black_box(super::serve as fn(super::ServerArgs) -> _);
         let exe = std::env::current_exe().unwrap();
-        let Ok(out) = Command::new("nm")
-            .args(["-D", "--undefined-only"])
-            .arg(exe)
-            .output()
-        else {
+        let Ok(out) = Command::new("nm").args(["-D", "--undefined-only"]).arg(exe).output() else {
             eprintln!("skipped: no nm");
             return;
         };

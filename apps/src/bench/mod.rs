@@ -211,12 +211,8 @@ fn parse_copies(text: &str) -> Result<usize, String> {
 /// Runs `zio bench`. Exit status 0 when everything was measured (whatever the verdicts), 125 otherwise.
 pub fn run(args: Args) -> ExitCode {
     let result = match args.what {
-        What::Server {
-            which: ServerKind::Echo(a),
-        } => return echo_server::serve(a),
-        What::Server {
-            which: ServerKind::Copy(a),
-        } => return copy::child(a),
+        What::Server { which: ServerKind::Echo(a) } => return echo_server::serve(a),
+        What::Server { which: ServerKind::Copy(a) } => return copy::child(a),
         What::Echo(a) => run_echo(&a),
         What::Redis(a) => run_redis(&a),
         What::Quick(a) => run_quick(&a),
@@ -235,12 +231,7 @@ fn run_echo(a: &EchoArgs) -> Result<(), Failure> {
     let mut rows: Vec<Box<dyn Workload>> = Vec::new();
     for &size in &a.size {
         for &copies in &a.copies {
-            rows.push(Box::new(Echo {
-                copies,
-                size,
-                buffers: a.buffers,
-                connections: a.connections as usize,
-            }));
+            rows.push(Box::new(Echo { copies, size, buffers: a.buffers, connections: a.connections as usize }));
         }
     }
     run_rows("echo", &rows, &a.common.plan(), &a.common.place)
@@ -260,13 +251,7 @@ fn run_redis(a: &RedisArgs) -> Result<(), Failure> {
                 Dataset::FewKeys => a.keys as usize,
                 Dataset::ThreeGigabytes => (redis::LARGE_DATASET / size as u64) as usize,
             };
-            rows.push(Box::new(Redis {
-                op,
-                size,
-                keys,
-                clients: a.clients as usize,
-                dir: a.dir.clone(),
-            }));
+            rows.push(Box::new(Redis { op, size, keys, clients: a.clients as usize, dir: a.dir.clone() }));
         }
     }
     run_rows("redis", &rows, &a.common.plan(), &a.common.place)
@@ -282,23 +267,12 @@ fn run_quick(a: &QuickArgs) -> Result<(), Failure> {
     };
     let mut rows: Vec<Box<dyn Workload>> = Vec::new();
     for copies in [0, 5, 12] {
-        rows.push(Box::new(Echo {
-            copies,
-            size: 512 << 10,
-            buffers: Buffers::Fixed,
-            connections: 2,
-        }));
+        rows.push(Box::new(Echo { copies, size: 512 << 10, buffers: Buffers::Fixed, connections: 2 }));
     }
     match redis::check_installed() {
         Ok(()) => {
             for op in [Op::Set, Op::Get] {
-                rows.push(Box::new(Redis {
-                    op,
-                    size: 256 << 10,
-                    keys: 50,
-                    clients: 50,
-                    dir: None,
-                }));
+                rows.push(Box::new(Redis { op, size: 256 << 10, keys: 50, clients: 50, dir: None }));
             }
         }
         Err(e) => eprintln!("zio bench: no Redis rows: {e}"),
@@ -311,13 +285,7 @@ fn run_copy(a: &CopyArgs) -> Result<(), Failure> {
     let pinning = Pinning::choose(!a.place.no_pin);
     let mut costs = Vec::new();
     for &size in &a.size {
-        costs.push(copy::measure(
-            &columns,
-            size,
-            a.pairs as usize,
-            60,
-            pinning,
-        )?);
+        costs.push(copy::measure(&columns, size, a.pairs as usize, 60, pinning)?);
     }
     let rows = costs.iter().map(copy::row_json).collect();
     print("copy", &copy::text(&costs), rows, a.place.json)
@@ -335,21 +303,13 @@ impl Common {
     }
 }
 
-fn run_rows(
-    benchmark: &str,
-    rows: &[Box<dyn Workload>],
-    plan: &Plan,
-    place: &Place,
-) -> Result<(), Failure> {
+fn run_rows(benchmark: &str, rows: &[Box<dyn Workload>], plan: &Plan, place: &Place) -> Result<(), Failure> {
     let columns = Columns::prepare(place.lib.as_deref())?;
     if plan.pinning.server.is_none() && !place.no_pin {
         eprintln!("zio bench: one processor only: server and load share it");
     }
     // What a hooked call costs that elides nothing: a copy of the smallest length that is looked up.
-    let hook_ns = copy::measure(&columns, 8192, 7, 20, plan.pinning)?
-        .extra
-        .median
-        .max(0.0);
+    let hook_ns = copy::measure(&columns, 8192, 7, 20, plan.pinning)?.extra.median.max(0.0);
     let mut reports = Vec::new();
     for row in rows {
         let series = pairs::measure(row.as_ref(), &columns, plan)?;

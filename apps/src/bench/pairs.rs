@@ -173,8 +173,7 @@ pub fn measure(work: &dyn Workload, columns: &Columns, plan: &Plan) -> Result<Se
             into.push(sample);
         }
         round += 1;
-        let enough = round >= plan.pairs
-            && (!plan.until_resolved || round >= MOST_PAIRS || series.resolved());
+        let enough = round >= plan.pairs && (!plan.until_resolved || round >= MOST_PAIRS || series.resolved());
         if enough {
             break;
         }
@@ -186,18 +185,9 @@ pub fn measure(work: &dyn Workload, columns: &Columns, plan: &Plan) -> Result<Se
 fn progress(name: &str, round: usize, plan: &Plan, column: &Column) {
     let mut err = std::io::stderr();
     if err.is_terminal() {
-        let of = if plan.until_resolved {
-            MOST_PAIRS
-        } else {
-            plan.pairs
-        };
+        let of = if plan.until_resolved { MOST_PAIRS } else { plan.pairs };
         // Progress is a courtesy: a closed standard error must not end the measurement.
-        let _ = write!(
-            err,
-            "\r\x1b[K{name}: pair {} of {of}, {:?}",
-            round + 1,
-            column.kind
-        );
+        let _ = write!(err, "\r\x1b[K{name}: pair {} of {of}, {:?}", round + 1, column.kind);
         let _ = err.flush();
     }
 }
@@ -216,13 +206,7 @@ mod tests {
     use std::cell::RefCell;
 
     pub fn sample(rate: u64, cpu_us: u64) -> Sample {
-        Sample {
-            requests: rate,
-            seconds: 1.0,
-            cpu_ns: rate * cpu_us * 1000,
-            minor_faults: 2 * rate,
-            zio: None,
-        }
+        Sample { requests: rate, seconds: 1.0, cpu_ns: rate * cpu_us * 1000, minor_faults: 2 * rate, zio: None }
     }
 
     struct Fake(RefCell<Vec<Kind>>);
@@ -245,10 +229,7 @@ mod tests {
             until_resolved,
             warm_up: Duration::ZERO,
             window: Duration::ZERO,
-            pinning: Pinning {
-                server: None,
-                client: None,
-            },
+            pinning: Pinning { server: None, client: None },
         }
     }
 
@@ -257,13 +238,7 @@ mod tests {
         let fake = Fake(RefCell::new(Vec::new()));
         let columns = Columns::prepare(Some(std::path::Path::new("/proc/self/exe"))).unwrap();
         let series = measure(&fake, &columns, &plan(2, true)).unwrap();
-        let order: Vec<Kind> = fake
-            .0
-            .borrow()
-            .iter()
-            .copied()
-            .filter(|k| *k != Kind::Null)
-            .collect();
+        let order: Vec<Kind> = fake.0.borrow().iter().copied().filter(|k| *k != Kind::Null).collect();
         use Kind::{Plain, Zio};
         assert_eq!(order, [Plain, Zio, Plain, Plain, Zio, Plain]);
         assert_eq!(series.zio.len(), 2);

@@ -49,10 +49,7 @@ impl Counters {
         for (v, e) in values.iter_mut().zip(&earlier.values) {
             *v = v.wrapping_sub(*e);
         }
-        Counters {
-            values,
-            ..self.clone()
-        }
+        Counters { values, ..self.clone() }
     }
 
     /// Adds another window's counts to these.
@@ -68,11 +65,7 @@ impl Counters {
         for &(c, v) in pairs {
             values[c as usize] = v;
         }
-        Counters {
-            mode: "guard",
-            reason: String::new(),
-            values,
-        }
+        Counters { mode: "guard", reason: String::new(), values }
     }
 }
 
@@ -96,8 +89,8 @@ impl Snapshot {
     pub fn take(pid: u32) -> Result<Snapshot, Failure> {
         let gone = |e: std::io::Error| Failure::new(format!("server process {pid}: {e}"));
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).map_err(gone)?;
-        let minor_faults = minor_faults(&stat)
-            .ok_or_else(|| Failure::new(format!("/proc/{pid}/stat does not parse")))?;
+        let minor_faults =
+            minor_faults(&stat).ok_or_else(|| Failure::new(format!("/proc/{pid}/stat does not parse")))?;
         let zio = read_counters(pid);
         let mut cpu_ns = 0;
         for task in fs::read_dir(format!("/proc/{pid}/task")).map_err(gone)? {
@@ -107,12 +100,7 @@ impl Snapshot {
                 cpu_ns += run_time_ns(&text).unwrap_or(0);
             }
         }
-        Ok(Snapshot {
-            at: Instant::now(),
-            cpu_ns,
-            minor_faults,
-            zio,
-        })
+        Ok(Snapshot { at: Instant::now(), cpu_ns, minor_faults, zio })
     }
 }
 
@@ -138,14 +126,8 @@ fn read_counters(pid: u32) -> Option<Counters> {
     let maps = fs::read(format!("/proc/{pid}/maps")).ok()?;
     let address = stats_address(&String::from_utf8_lossy(&maps))?;
     let mut bytes = vec![0u8; size_of::<StatsPage>()];
-    let local = libc::iovec {
-        iov_base: bytes.as_mut_ptr().cast(),
-        iov_len: bytes.len(),
-    };
-    let remote = libc::iovec {
-        iov_base: address as *mut libc::c_void,
-        iov_len: bytes.len(),
-    };
+    let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: bytes.len() };
     // SAFETY: the call writes at most `iov_len` bytes to `local`, which is `bytes`, alive and of that
     // length; the remote range is checked by the kernel.
     let n = unsafe { libc::process_vm_readv(pid as libc::pid_t, &local, 1, &remote, 1, 0) };
@@ -158,12 +140,8 @@ fn read_counters(pid: u32) -> Option<Counters> {
 /// Reads the counters out of the raw bytes of a page; `None` when the layout is not ours.
 fn decode(bytes: &[u8]) -> Option<Counters> {
     use std::mem::offset_of;
-    let word = |at: usize| -> Option<u64> {
-        Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
-    };
-    let half = |at: usize| -> Option<u32> {
-        Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-    };
+    let word = |at: usize| -> Option<u64> { Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?)) };
+    let half = |at: usize| -> Option<u32> { Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?)) };
     if word(offset_of!(StatsPage, magic))? != MAGIC
         || half(offset_of!(StatsPage, version))? != VERSION
         || half(offset_of!(StatsPage, page_len))? as usize != size_of::<StatsPage>()
@@ -185,10 +163,7 @@ fn decode(bytes: &[u8]) -> Option<Counters> {
     }
     Some(Counters {
         mode: mode.name(),
-        reason: String::from_utf8_lossy(reason)
-            .chars()
-            .filter(|c| !c.is_control())
-            .collect(),
+        reason: String::from_utf8_lossy(reason).chars().filter(|c| !c.is_control()).collect(),
         values,
     })
 }
@@ -207,7 +182,8 @@ mod tests {
 
     #[test]
     fn finds_the_mapping() {
-        let maps = "1000-2000 r-xp 0 0:0 1 /bin/x\n7f12a000-7f12f000 rw-p 00000000 00:01 9 /memfd:zio-stats (deleted)\n";
+        let maps =
+            "1000-2000 r-xp 0 0:0 1 /bin/x\n7f12a000-7f12f000 rw-p 00000000 00:01 9 /memfd:zio-stats (deleted)\n";
         assert_eq!(stats_address(maps), Some(0x7f12_a000));
         assert_eq!(stats_address("1000-2000 r-xp 0 0:0 1 /bin/x\n"), None);
     }
@@ -243,9 +219,7 @@ mod tests {
             assert_ne!(at, libc::MAP_FAILED);
             libc::close(fd);
             let page: *mut StatsPage = at.cast();
-            (*page)
-                .magic
-                .store(MAGIC, std::sync::atomic::Ordering::Relaxed);
+            (*page).magic.store(MAGIC, std::sync::atomic::Ordering::Relaxed);
             (*page).version = VERSION;
             (*page).page_len = len as u32;
             &*page

@@ -56,11 +56,7 @@ pub struct Redis {
 /// Names the missing one and the package.
 pub fn check_installed() -> Result<(), Failure> {
     for program in ["redis-server", "redis-benchmark"] {
-        let found = Command::new(program)
-            .arg("--version")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
+        let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         if !found.is_ok_and(|s| s.success()) {
             return Err(Failure::new(format!(
                 "{program} is not installed (Debian: apt-get install redis-server redis-tools)"
@@ -96,10 +92,7 @@ impl Workload for Redis {
         let _ = load.kill();
         let _ = load.wait();
         if let Some(status) = load_died {
-            return Err(Failure::new(format!(
-                "redis-benchmark ended early: {status}{}",
-                last_words(dir.path())
-            )));
+            return Err(Failure::new(format!("redis-benchmark ended early: {status}{}", last_words(dir.path()))));
         }
         let sample = measured?;
         if column.verified() {
@@ -117,25 +110,16 @@ impl Redis {
         let shm = Path::new("/dev/shm");
         match &self.dir {
             Some(dir) => dir.clone(),
-            None if self.op == Op::SetAof && shm.is_dir() && memory_available() > 12 << 30 => {
-                shm.to_path_buf()
-            }
+            None if self.op == Op::SetAof && shm.is_dir() && memory_available() > 12 << 30 => shm.to_path_buf(),
             None => std::env::temp_dir(),
         }
     }
 
-    fn start_server(
-        &self,
-        column: &Column,
-        plan: &Plan,
-        dir: &Path,
-    ) -> Result<(Server, u16), Failure> {
+    fn start_server(&self, column: &Column, plan: &Plan, dir: &Path) -> Result<(Server, u16), Failure> {
         let port = free_port()?;
-        let log = std::fs::File::create(dir.join("server.log"))
-            .map_err(|e| Failure::io("creating the server's log", e))?;
-        let errors = log
-            .try_clone()
-            .map_err(|e| Failure::io("sharing the server's log", e))?;
+        let log =
+            std::fs::File::create(dir.join("server.log")).map_err(|e| Failure::io("creating the server's log", e))?;
+        let errors = log.try_clone().map_err(|e| Failure::io("sharing the server's log", e))?;
         let aof = if self.op == Op::SetAof { "yes" } else { "no" };
         let child = column
             .command(Path::new("redis-server"), plan.pinning.server)
@@ -218,11 +202,7 @@ impl Redis {
     }
 
     fn read_back(&self, control: &mut Connection) -> Result<(), Failure> {
-        let wrong = |k: &str, at: usize| {
-            Failure::new(format!(
-                "WRONG DATA: value of {k} differs from offset {at} on"
-            ))
-        };
+        let wrong = |k: &str, at: usize| Failure::new(format!("WRONG DATA: value of {k} differs from offset {at} on"));
         let pool = random_bytes(self.size + self.slide(), 11);
         let step = self.keys.div_ceil(READ_BACK);
         let mut written: Option<Vec<u8>> = None;
@@ -246,9 +226,7 @@ impl Redis {
         }
         for i in 0..4 {
             let value = self.value(&pool, i * 7);
-            control
-                .command(&[b"SET", b"zio:check", value])?
-                .expect_ok("SET")?;
+            control.command(&[b"SET", b"zio:check", value])?.expect_ok("SET")?;
             let got = control.command(&[b"GET", b"zio:check"])?.bulk("GET")?;
             if let Some(at) = first_difference(value, &got) {
                 return Err(wrong("zio:check", at));
@@ -287,10 +265,7 @@ fn connect(server: &mut Server, port: u16, dir: &Path) -> Result<Connection, Fai
             return Ok(connection);
         }
         if server.ended().is_some() || Instant::now() > deadline {
-            return Err(Failure::new(format!(
-                "redis-server did not start{}",
-                last_words(dir)
-            )));
+            return Err(Failure::new(format!("redis-server did not start{}", last_words(dir))));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -330,8 +305,7 @@ mod tests {
 
     #[test]
     fn commandstats() {
-        let text =
-            "# Commandstats\r\ncmdstat_get:calls=17,usec=4\r\ncmdstat_getdel:calls=3,usec=1\r\n";
+        let text = "# Commandstats\r\ncmdstat_get:calls=17,usec=4\r\ncmdstat_getdel:calls=3,usec=1\r\n";
         assert_eq!(calls_of(text, "get"), 17);
         assert_eq!(calls_of(text, "set"), 0);
     }

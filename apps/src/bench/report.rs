@@ -176,8 +176,7 @@ impl Ratios {
             Better::Lower => -1.0,
         };
         let possible = (null.median - 1.0) * sign;
-        let within_noise =
-            (null.low <= 1.0 && null.high >= 1.0) || possible <= self.same.half_width();
+        let within_noise = (null.low <= 1.0 && null.high >= 1.0) || possible <= self.same.half_width();
         (!within_noise).then(|| (self.zio.median - 1.0) * sign / possible)
     }
 }
@@ -197,21 +196,15 @@ impl Report {
     /// `hook_ns` is the measured extra cost of a hooked call that elides nothing, when known.
     pub fn of(name: String, bytes: u64, s: &Series, hook_ns: Option<f64>) -> Option<Report> {
         let ratios = |f: fn(&[Sample], &[Sample]) -> Option<Interval>| {
-            Some(Ratios {
-                zio: f(&s.zio, &s.plain)?,
-                same: f(&s.again, &s.plain)?,
-                null: f(&s.null, &s.again),
-            })
+            Some(Ratios { zio: f(&s.zio, &s.plain)?, same: f(&s.again, &s.plain)?, null: f(&s.null, &s.again) })
         };
         let rate = ratios(Series::rate_ratio)?;
         let cpu = ratios(Series::cpu_ratio)?;
         let both: Vec<Sample> = s.plain.iter().chain(&s.again).cloned().collect();
         let plain = Summary::of(&both)?;
         let work = Work::of(&s.zio, bytes);
-        let bookkeeping = work
-            .as_ref()
-            .zip(hook_ns)
-            .map(|(w, ns)| (w.hooked_calls * ns + w.faults * FAULT_NS) / plain.cpu_ns);
+        let bookkeeping =
+            work.as_ref().zip(hook_ns).map(|(w, ns)| (w.hooked_calls * ns + w.faults * FAULT_NS) / plain.cpu_ns);
         Some(Report {
             name,
             pairs: s.zio.len(),
@@ -264,31 +257,15 @@ pub mod tests {
     use super::*;
 
     fn flat(median: f64, half: f64) -> Interval {
-        Interval {
-            median,
-            low: median - half,
-            high: median + half,
-            q1: median,
-            q3: median,
-        }
+        Interval { median, low: median - half, high: median + half, q1: median, q3: median }
     }
 
     fn ratios(zio: f64, same_half: f64, null: f64) -> Ratios {
-        Ratios {
-            zio: flat(zio, 0.01),
-            same: flat(1.0, same_half),
-            null: Some(flat(null, 0.01)),
-        }
+        Ratios { zio: flat(zio, 0.01), same: flat(1.0, same_half), null: Some(flat(null, 0.01)) }
     }
 
     fn sample(rate: u64, zio: Option<Counters>) -> Sample {
-        Sample {
-            requests: rate,
-            seconds: 1.0,
-            cpu_ns: 1_000_000_000,
-            minor_faults: 0,
-            zio,
-        }
+        Sample { requests: rate, seconds: 1.0, cpu_ns: 1_000_000_000, minor_faults: 0, zio }
     }
 
     /// Seven rounds: plain 100, zio 150, null 200 requests a second, 1 CPU second each.
@@ -324,11 +301,7 @@ pub mod tests {
         // 2 calls of 100 ns and a tenth of a fault, of 10 ms.
         assert!((r.bookkeeping.unwrap() - 660.0 / 1e7).abs() < 1e-12);
         assert_eq!(r.verdict, Verdict::Faster);
-        assert!(
-            (Report::gbit(&Report::of("r".into(), 1000, &series(), None).unwrap(), 1e6) - 8.0)
-                .abs()
-                < 1e-9
-        );
+        assert!((Report::gbit(&Report::of("r".into(), 1000, &series(), None).unwrap(), 1e6) - 8.0).abs() < 1e-9);
     }
 
     #[test]
@@ -338,43 +311,18 @@ pub mod tests {
 
     #[test]
     fn a_gain_within_the_noise_is_not_a_number() {
-        assert_eq!(
-            ratios(1.1, 0.01, 1.2)
-                .gain(Better::Higher)
-                .map(|g| (g * 10.0).round()),
-            Some(5.0)
-        );
-        assert_eq!(
-            ratios(1.1, 0.01, 1.005).gain(Better::Higher),
-            None,
-            "the limit's interval holds 1"
-        );
-        assert_eq!(
-            ratios(1.1, 0.04, 1.03).gain(Better::Higher),
-            None,
-            "smaller than the A/A half-width"
-        );
-        assert_eq!(
-            ratios(1.1, 0.01, 0.8).gain(Better::Higher),
-            None,
-            "skipping copies made it worse"
-        );
-        let none = Ratios {
-            null: None,
-            ..ratios(1.1, 0.01, 1.2)
-        };
+        assert_eq!(ratios(1.1, 0.01, 1.2).gain(Better::Higher).map(|g| (g * 10.0).round()), Some(5.0));
+        assert_eq!(ratios(1.1, 0.01, 1.005).gain(Better::Higher), None, "the limit's interval holds 1");
+        assert_eq!(ratios(1.1, 0.04, 1.03).gain(Better::Higher), None, "smaller than the A/A half-width");
+        assert_eq!(ratios(1.1, 0.01, 0.8).gain(Better::Higher), None, "skipping copies made it worse");
+        let none = Ratios { null: None, ..ratios(1.1, 0.01, 1.2) };
         assert_eq!(none.gain(Better::Higher), None);
     }
 
     #[test]
     fn verdicts() {
         let v = |rate: f64, cpu: f64, noise: f64, pairs, book| {
-            verdict(
-                &ratios(rate, noise, 1.0),
-                &ratios(cpu, noise, 1.0),
-                pairs,
-                book,
-            )
+            verdict(&ratios(rate, noise, 1.0), &ratios(cpu, noise, 1.0), pairs, book)
         };
         assert_eq!(v(1.5, 0.7, 0.06, 40, None), Verdict::Inconclusive);
         assert_eq!(v(1.5, 0.7, 0.01, 7, None), Verdict::Faster);
@@ -382,11 +330,7 @@ pub mod tests {
         assert_eq!(v(1.0, 1.0, 0.01, 30, Some(0.005)), Verdict::NotSlower);
         assert_eq!(v(1.0, 1.0, 0.01, 30, Some(0.02)), Verdict::Bookkeeping);
         assert_eq!(v(0.9, 1.0, 0.01, 30, None), Verdict::Slower);
-        assert_eq!(
-            v(1.2, 1.2, 0.01, 30, None),
-            Verdict::Slower,
-            "CPU counts too"
-        );
+        assert_eq!(v(1.2, 1.2, 0.01, 30, None), Verdict::Slower, "CPU counts too");
         assert_eq!(v(0.97, 1.0, 0.01, 30, None), Verdict::Undecided);
     }
 }

@@ -88,9 +88,7 @@ impl Connection {
             message.extend_from_slice(word);
             message.extend_from_slice(b"\r\n");
         }
-        self.output
-            .write_all(&message)
-            .map_err(|e| Failure::io("sending to redis-server", e))
+        self.output.write_all(&message).map_err(|e| Failure::io("sending to redis-server", e))
     }
 
     /// Reads one reply.
@@ -141,18 +139,8 @@ mod tests {
         assert_eq!(parse(b"+OK\r\n").unwrap(), Reply::Simple("OK".into()));
         assert_eq!(parse(b":12\r\n").unwrap(), Reply::Integer(12));
         assert_eq!(parse(b"$-1\r\n").unwrap(), Reply::Bulk(None));
-        assert_eq!(
-            parse(b"$3\r\na\r\n\r\n").unwrap(),
-            Reply::Bulk(Some(b"a\r\n".to_vec()))
-        );
-        for bad in [
-            &b""[..],
-            b"\r\n",
-            b"$5\r\nabc\r\n",
-            b"$2\r\nabcd",
-            b"$99999999999\r\n",
-            b"?\r\n",
-        ] {
+        assert_eq!(parse(b"$3\r\na\r\n\r\n").unwrap(), Reply::Bulk(Some(b"a\r\n".to_vec())));
+        for bad in [&b""[..], b"\r\n", b"$5\r\nabc\r\n", b"$2\r\nabcd", b"$99999999999\r\n", b"?\r\n"] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
     }

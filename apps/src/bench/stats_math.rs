@@ -71,12 +71,7 @@ impl Interval {
 
     /// The interval of `over[i] / under[i]`, pair by pair.
     pub fn of_ratios(over: &[f64], under: &[f64]) -> Option<Interval> {
-        let ratios: Vec<f64> = over
-            .iter()
-            .zip(under)
-            .filter(|(_, u)| **u > 0.0)
-            .map(|(o, u)| o / u)
-            .collect();
+        let ratios: Vec<f64> = over.iter().zip(under).filter(|(_, u)| **u > 0.0).map(|(o, u)| o / u).collect();
         Interval::of(&ratios)
     }
 
@@ -151,9 +146,7 @@ mod tests {
     fn more_pairs_narrow_the_interval() {
         let noise = |n: usize| -> Vec<f64> {
             let mut rng = Xorshift::new(7);
-            (0..n)
-                .map(|_| 1.0 + (rng.next_u64() % 1000) as f64 / 5000.0)
-                .collect()
+            (0..n).map(|_| 1.0 + (rng.next_u64() % 1000) as f64 / 5000.0).collect()
         };
         let few = Interval::of(&noise(7)).unwrap();
         let many = Interval::of(&noise(200)).unwrap();

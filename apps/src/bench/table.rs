@@ -55,64 +55,32 @@ pub fn text(reports: &[Report]) -> String {
 }
 
 fn block(r: &Report) -> String {
-    let header = [
-        "plain",
-        "zio",
-        "null",
-        "zio/plain",
-        "plain/plain",
-        "null/plain",
-        "gain",
-    ];
+    let header = ["plain", "zio", "null", "zio/plain", "plain/plain", "null/plain", "gain"];
     let mut rows = vec![
-        std::iter::once(format!("{} ({} pairs)", r.name, r.pairs))
-            .chain(header.map(String::from))
-            .collect::<Vec<_>>(),
+        std::iter::once(format!("{} ({} pairs)", r.name, r.pairs)).chain(header.map(String::from)).collect::<Vec<_>>(),
     ];
-    let measured =
-        |label: &str, f: &dyn Fn(&Summary) -> String, ratios: Option<(&Ratios, Better)>| {
-            let mut row = vec![
-                format!("  {label}"),
-                f(&r.plain),
-                f(&r.zio),
-                r.null.as_ref().map_or("-".into(), f),
-            ];
-            if let Some((x, better)) = ratios {
-                row.push(interval(&x.zio));
-                row.push(interval(&x.same));
-                row.push(x.null.as_ref().map_or("-".into(), interval));
-                row.push(x.gain(better).map_or("n/a".into(), |g| format!("{g:.2}")));
-            }
-            row
-        };
-    rows.push(measured(
-        "Gbit/s",
-        &|s| significant(r.gbit(s.rate)),
-        Some((&r.rate, Better::Higher)),
-    ));
+    let measured = |label: &str, f: &dyn Fn(&Summary) -> String, ratios: Option<(&Ratios, Better)>| {
+        let mut row = vec![format!("  {label}"), f(&r.plain), f(&r.zio), r.null.as_ref().map_or("-".into(), f)];
+        if let Some((x, better)) = ratios {
+            row.push(interval(&x.zio));
+            row.push(interval(&x.same));
+            row.push(x.null.as_ref().map_or("-".into(), interval));
+            row.push(x.gain(better).map_or("n/a".into(), |g| format!("{g:.2}")));
+        }
+        row
+    };
+    rows.push(measured("Gbit/s", &|s| significant(r.gbit(s.rate)), Some((&r.rate, Better::Higher))));
     rows.push(measured("requests/s", &|s| significant(s.rate), None));
     let quartiles = |s: &Summary| {
         let (q1, q3) = s.rate_quartiles;
         format!("{}..{}", significant(q1), significant(q3))
     };
     rows.push(measured("  quartiles", &quartiles, None));
-    rows.push(measured(
-        "server CPU µs/request",
-        &|s| significant(s.cpu_ns / 1e3),
-        Some((&r.cpu, Better::Lower)),
-    ));
-    rows.push(measured(
-        "minor faults/request",
-        &|s| significant(s.minor_faults),
-        None,
-    ));
+    rows.push(measured("server CPU µs/request", &|s| significant(s.cpu_ns / 1e3), Some((&r.cpu, Better::Lower))));
+    rows.push(measured("minor faults/request", &|s| significant(s.minor_faults), None));
     if let Some(w) = &r.work {
         let mut counted = |label: &str, plain: &str, zio: f64| {
-            rows.push(vec![
-                format!("  {label}"),
-                plain.to_string(),
-                significant(zio),
-            ]);
+            rows.push(vec![format!("  {label}"), plain.to_string(), significant(zio)]);
         };
         let asked = significant(w.requested_per_byte);
         counted("bytes copied/byte served", &asked, w.copied_per_byte);
@@ -128,11 +96,7 @@ fn block(r: &Report) -> String {
         None => out.push_str("  zio counters: none (no statistics page in the server)\n"),
     }
     if let Some(share) = r.bookkeeping {
-        let _ = writeln!(
-            out,
-            "  bookkeeping: about {:.2}% of the plain CPU",
-            share * 100.0
-        );
+        let _ = writeln!(out, "  bookkeeping: about {:.2}% of the plain CPU", share * 100.0);
     }
     let _ = writeln!(out, "  verdict: {}", r.verdict.text());
     out

@@ -78,11 +78,9 @@ impl Facts {
                 cgroup_memory_bytes: cgroup_memory(),
             },
             unprivileged_userfaultfd: number("/proc/sys/vm/unprivileged_userfaultfd"),
-            transparent_hugepages: fs::read_to_string(
-                "/sys/kernel/mm/transparent_hugepage/enabled",
-            )
-            .ok()
-            .and_then(|text| chosen(&text)),
+            transparent_hugepages: fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
+                .ok()
+                .and_then(|text| chosen(&text)),
         }
     }
 }
@@ -90,10 +88,7 @@ impl Facts {
 impl Kernel {
     /// Whether the release is at least `major.minor`; `true` when it cannot be parsed.
     pub fn at_least(&self, major: u32, minor: u32) -> bool {
-        let mut parts = self
-            .release
-            .split(|c: char| !c.is_ascii_digit())
-            .map(str::parse::<u32>);
+        let mut parts = self.release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
         match (parts.next(), parts.next()) {
             (Some(Ok(a)), Some(Ok(b))) => (a, b) >= (major, minor),
             _ => true,
@@ -110,25 +105,17 @@ fn kernel() -> Kernel {
     };
     let text = |field: &[libc::c_char]| {
         let bytes: Vec<u8> = field.iter().map(|&c| c as u8).collect();
-        CStr::from_bytes_until_nul(&bytes)
-            .map_or(String::new(), |s| s.to_string_lossy().into_owned())
+        CStr::from_bytes_until_nul(&bytes).map_or(String::new(), |s| s.to_string_lossy().into_owned())
     };
-    Kernel {
-        release: text(&name.release),
-        arch: text(&name.machine),
-    }
+    Kernel { release: text(&name.release), arch: text(&name.machine) }
 }
 
 fn privilege(status: &str) -> Privilege {
     let field = |name: &str| {
-        let line = status
-            .lines()
-            .find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+        let line = status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
         line.unwrap_or_default().trim()
     };
-    let mut ids = field("Uid")
-        .split_ascii_whitespace()
-        .map(|n| n.parse().unwrap_or(u32::MAX));
+    let mut ids = field("Uid").split_ascii_whitespace().map(|n| n.parse().unwrap_or(u32::MAX));
     let effective = u64::from_str_radix(field("CapEff"), 16).unwrap_or(0);
     Privilege {
         uid: ids.next().unwrap_or(u32::MAX),
@@ -145,10 +132,7 @@ fn privilege(status: &str) -> Privilege {
 }
 
 fn limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
-    let mut limit = libc::rlimit {
-        rlim_cur: libc::RLIM_INFINITY,
-        rlim_max: libc::RLIM_INFINITY,
-    };
+    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: writes one rlimit, which outlives the call.
     unsafe { libc::getrlimit(resource, &mut limit) };
     (limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
@@ -175,9 +159,7 @@ fn cgroup_memory() -> Option<u64> {
         };
         let (root, file) = match controllers {
             "" => ("/sys/fs/cgroup", "memory.max"),
-            c if c.split(',').any(|c| c == "memory") => {
-                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-            }
+            c if c.split(',').any(|c| c == "memory") => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
             _ => continue,
         };
         let group = Path::new(group.trim_start_matches('/'));
@@ -198,24 +180,15 @@ mod tests {
         let p = privilege(
             "Uid:\t5\t6\t7\t8\nNoNewPrivs:\t1\nCapEff:\t0000000000080000\nSeccomp:\t2\nSeccomp_filters:\t1\n",
         );
-        assert_eq!(
-            (p.uid, p.euid, p.cap_sys_ptrace, p.no_new_privs),
-            (5, 6, true, true)
-        );
+        assert_eq!((p.uid, p.euid, p.cap_sys_ptrace, p.no_new_privs), (5, 6, true, true));
         assert_eq!(p.seccomp, "filter");
         let p = privilege("");
-        assert_eq!(
-            (p.uid, p.cap_sys_ptrace, p.seccomp),
-            (u32::MAX, false, "unknown")
-        );
+        assert_eq!((p.uid, p.cap_sys_ptrace, p.seccomp), (u32::MAX, false, "unknown"));
     }
 
     #[test]
     fn releases_compare() {
-        let kernel = |release: &str| Kernel {
-            release: release.into(),
-            arch: String::new(),
-        };
+        let kernel = |release: &str| Kernel { release: release.into(), arch: String::new() };
         assert!(kernel("6.13.0-rc1").at_least(6, 13));
         assert!(!kernel("6.1.0-18-amd64").at_least(6, 13));
         assert!(kernel("7.0").at_least(6, 13));
@@ -224,10 +197,7 @@ mod tests {
 
     #[test]
     fn chosen_words() {
-        assert_eq!(
-            chosen("always [madvise] never\n").as_deref(),
-            Some("madvise")
-        );
+        assert_eq!(chosen("always [madvise] never\n").as_deref(), Some("madvise"));
         assert_eq!(chosen("nothing"), None);
     }
 }

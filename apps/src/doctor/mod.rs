@@ -53,14 +53,8 @@ pub fn run(args: &Args) -> u8 {
     let facts = Facts::gather();
     let verdict = Verdict::reach(&facts);
     let library = match library::find() {
-        Ok(path) => LibraryReport {
-            path: Some(path),
-            why: None,
-        },
-        Err(why) => LibraryReport {
-            path: None,
-            why: Some(why.to_string()),
-        },
+        Ok(path) => LibraryReport { path: Some(path), why: None },
+        Err(why) => LibraryReport { path: None, why: Some(why.to_string()) },
     };
     let report = Report {
         schema: SCHEMA,
@@ -82,12 +76,7 @@ pub fn run(args: &Args) -> u8 {
 }
 
 fn table(report: &Report) -> String {
-    let Facts {
-        kernel,
-        privilege,
-        limits,
-        ..
-    } = &report.facts;
+    let Facts { kernel, privilege, limits, .. } = &report.facts;
     let v = &report.verdict;
     let mut out = String::new();
     let mut row = |name: &str, value: String| {
@@ -102,57 +91,28 @@ fn table(report: &Report) -> String {
             (None, why) => format!("missing: {}", why.as_deref().unwrap_or("not found")),
         },
     );
-    row(
-        "kernel",
-        format!("Linux {} {}", kernel.release, kernel.arch),
-    );
+    row("kernel", format!("Linux {} {}", kernel.release, kernel.arch));
     row(
         "user",
         format!(
             "uid {}, CAP_SYS_PTRACE {}, seccomp {}{}",
             privilege.euid,
-            if privilege.cap_sys_ptrace {
-                "yes"
-            } else {
-                "no"
-            },
+            if privilege.cap_sys_ptrace { "yes" } else { "no" },
             privilege.seccomp,
-            if privilege.no_new_privs {
-                ", no_new_privs"
-            } else {
-                ""
-            },
+            if privilege.no_new_privs { ", no_new_privs" } else { "" },
         ),
     );
-    row(
-        "address space limit",
-        or_none(limits.address_space_bytes.map(size::human)),
-    );
+    row("address space limit", or_none(limits.address_space_bytes.map(size::human)));
     row("open files limit", or_none(limits.open_files));
-    row(
-        "cgroup memory limit",
-        or_none(limits.cgroup_memory_bytes.map(size::human)),
-    );
+    row("cgroup memory limit", or_none(limits.cgroup_memory_bytes.map(size::human)));
     row("vm.max_map_count", or_unknown(limits.max_map_count));
     row("vm.overcommit_memory", or_unknown(limits.overcommit_memory));
     let sysctl = or_unknown(report.facts.unprivileged_userfaultfd);
-    row(
-        "vm.unprivileged_userfaultfd",
-        format!("{sysctl}  (0 is enough for user-mode faults)"),
-    );
-    row(
-        "transparent huge pages",
-        or_unknown(report.facts.transparent_hugepages.as_deref()),
-    );
+    row("vm.unprivileged_userfaultfd", format!("{sysctl}  (0 is enough for user-mode faults)"));
+    row("transparent huge pages", or_unknown(report.facts.transparent_hugepages.as_deref()));
     row("", String::new());
-    row(
-        "userfaultfd, user mode only",
-        probe_text(&v.userfaultfd.system_call_user_mode),
-    );
-    row(
-        "userfaultfd, kernel faults",
-        probe_text(&v.userfaultfd.system_call_full),
-    );
+    row("userfaultfd, user mode only", probe_text(&v.userfaultfd.system_call_user_mode));
+    row("userfaultfd, kernel faults", probe_text(&v.userfaultfd.system_call_full));
     row("/dev/userfaultfd", probe_text(&v.userfaultfd.device));
     row("MADV_GUARD_INSTALL", probe_text(&v.guard_install));
     row("MADV_GUARD_REMOVE", probe_text(&v.guard_remove));
@@ -160,10 +120,7 @@ fn table(report: &Report) -> String {
     row("", String::new());
     for mode in &v.modes {
         let word = if mode.works { "works" } else { "does not work" };
-        row(
-            &format!("fault mode {}", mode.name),
-            format!("{word}: {}", mode.why),
-        );
+        row(&format!("fault mode {}", mode.name), format!("{word}: {}", mode.why));
         if let Some(remedy) = &mode.remedy {
             row("", format!("to do: {remedy}"));
         }
@@ -176,9 +133,7 @@ fn table(report: &Report) -> String {
         },
     );
     // The blank separator rows are padded.
-    out.lines()
-        .map(|l| l.trim_end().to_owned() + "\n")
-        .collect()
+    out.lines().map(|l| l.trim_end().to_owned() + "\n").collect()
 }
 
 fn probe_text(probe: &Probe) -> String {

@@ -60,11 +60,7 @@ impl Verdict {
     /// Runs the experiments, each in a child of its own.
     pub fn reach(facts: &Facts) -> Verdict {
         let doors = Door::ALL.map(probe::door);
-        let open = Door::ALL
-            .into_iter()
-            .zip(doors)
-            .find(|d| d.1.works())
-            .map(|d| d.0);
+        let open = Door::ALL.into_iter().zip(doors).find(|d| d.1.works()).map(|d| d.0);
         let modes = vec![
             mode("guard", open, doors, facts, probe::guard_mode),
             mode("sigbus", open, doors, facts, probe::sigbus_mode),
@@ -72,18 +68,11 @@ impl Verdict {
         let (install, remove) = probe::guard_markers();
         let [user_mode, full, device] = doors.map(|d| describe(&d));
         Verdict {
-            userfaultfd: Doors {
-                system_call_user_mode: user_mode,
-                system_call_full: full,
-                device,
-            },
+            userfaultfd: Doors { system_call_user_mode: user_mode, system_call_full: full, device },
             guard_install: describe(&install),
             guard_remove: describe(&remove),
             procmap_query: describe(&probe::mapping_query()),
-            auto: modes
-                .iter()
-                .find(|m| m.works)
-                .map_or("passthrough", |m| m.name),
+            auto: modes.iter().find(|m| m.works).map_or("passthrough", |m| m.name),
             modes,
         }
     }
@@ -135,15 +124,10 @@ fn door_remedy(doors: [Outcome; 3], kernel: &Kernel) -> String {
             "use a kernel with CONFIG_USERFAULTFD=y, or a seccomp profile that does not hide userfaultfd, {device}"
         ),
         Outcome::Failed(_, libc::EPERM) | Outcome::Killed(..) => {
-            format!(
-                "allow userfaultfd in the seccomp profile (Docker: --security-opt seccomp=PROFILE), {device}"
-            )
+            format!("allow userfaultfd in the seccomp profile (Docker: --security-opt seccomp=PROFILE), {device}")
         }
         Outcome::Failed(_, libc::EMFILE | libc::ENFILE) => "raise the limit on open files".into(),
-        _ => format!(
-            "Linux {} should allow this; see what limits this process, {device}",
-            kernel.release
-        ),
+        _ => format!("Linux {} should allow this; see what limits this process, {device}", kernel.release),
     }
 }
 
@@ -160,11 +144,8 @@ fn mode_remedy(name: &str, outcome: Outcome, kernel: &Kernel) -> Option<String> 
             "guard needs a kernel with write-protect userfaultfd (CONFIG_HAVE_ARCH_USERFAULTFD_WP, x86-64 since \
              5.7): use sigbus"
         }
-        Outcome::Failed(_, libc::ENOMEM) => {
-            "raise the limit on memory or address space (ulimit -v, the cgroup's)"
-        }
-        Outcome::Failed(_, libc::EPERM | libc::EACCES | libc::ENOSYS)
-        | Outcome::Killed(_, libc::SIGSYS) => {
+        Outcome::Failed(_, libc::ENOMEM) => "raise the limit on memory or address space (ulimit -v, the cgroup's)",
+        Outcome::Failed(_, libc::EPERM | libc::EACCES | libc::ENOSYS) | Outcome::Killed(_, libc::SIGSYS) => {
             "a security policy forbids the call named here: allow it in the seccomp profile"
         }
         _ if name == "guard" => "use sigbus if it works",
@@ -178,29 +159,17 @@ fn describe(outcome: &Outcome) -> Probe {
         Outcome::Works(_) => None,
         Outcome::Failed(step, 0) => Some(format!("{}: not as it should be", step.name())),
         Outcome::Failed(step, errno) => Some(format!("{}: {}", step.name(), errno_text(errno))),
-        Outcome::Killed(step, libc::SIGSYS) => {
-            Some(format!("{}: killed by a seccomp filter", step.name()))
-        }
+        Outcome::Killed(step, libc::SIGSYS) => Some(format!("{}: killed by a seccomp filter", step.name())),
         Outcome::Killed(step, libc::SIGALRM) => Some(format!("{}: no answer", step.name())),
-        Outcome::Killed(step, signal) => {
-            Some(format!("{}: killed by signal {signal}", step.name()))
-        }
+        Outcome::Killed(step, signal) => Some(format!("{}: killed by signal {signal}", step.name())),
         Outcome::NotRun(errno) => Some(format!("no process to try it in: {}", errno_text(errno))),
     };
-    Probe {
-        works: outcome.works(),
-        errno: outcome.errno().map(errno_name),
-        why,
-    }
+    Probe { works: outcome.works(), errno: outcome.errno().map(errno_name), why }
 }
 
 fn errno_text(errno: i32) -> String {
     let error = std::io::Error::from_raw_os_error(errno);
-    format!(
-        "{} ({})",
-        crate::library::plain_error(&error),
-        errno_name(errno)
-    )
+    format!("{} ({})", crate::library::plain_error(&error), errno_name(errno))
 }
 
 fn errno_name(errno: i32) -> String {
@@ -233,22 +202,13 @@ mod tests {
     use super::*;
 
     fn kernel(release: &str) -> Kernel {
-        Kernel {
-            release: release.into(),
-            arch: "x86_64".into(),
-        }
+        Kernel { release: release.into(), arch: "x86_64".into() }
     }
 
     #[test]
     fn every_failure_has_a_remedy() {
         let k = kernel("6.1.0");
-        for errno in [
-            libc::EPERM,
-            libc::ENOSYS,
-            libc::EINVAL,
-            libc::EMFILE,
-            libc::EIO,
-        ] {
+        for errno in [libc::EPERM, libc::ENOSYS, libc::EINVAL, libc::EMFILE, libc::EIO] {
             for name in ["guard", "sigbus"] {
                 let failed = Outcome::Failed(Step::Register, errno);
                 assert!(mode_remedy(name, failed, &k).is_some());
@@ -264,17 +224,8 @@ mod tests {
     fn failures_are_described() {
         let p = describe(&Outcome::Failed(Step::Fill, libc::EEXIST));
         assert_eq!(p.errno.as_deref(), Some("EEXIST"));
-        assert!(
-            p.why
-                .expect("why")
-                .starts_with("UFFDIO_COPY over an armed page: File exists")
-        );
-        assert!(
-            describe(&Outcome::Killed(Step::Open, libc::SIGSYS))
-                .why
-                .expect("why")
-                .contains("seccomp")
-        );
+        assert!(p.why.expect("why").starts_with("UFFDIO_COPY over an armed page: File exists"));
+        assert!(describe(&Outcome::Killed(Step::Open, libc::SIGSYS)).why.expect("why").contains("seccomp"));
         assert!(describe(&Outcome::Works(1)).works);
     }
 }

@@ -28,12 +28,7 @@ pub fn find(mut maps: impl BufRead, name: &str) -> io::Result<Vec<Mapping>> {
     let mut line = Vec::new();
     while found.len() < MAPPINGS_MAX {
         line.clear();
-        if maps
-            .by_ref()
-            .take(LINE_LEN_MAX)
-            .read_until(b'\n', &mut line)?
-            == 0
-        {
+        if maps.by_ref().take(LINE_LEN_MAX).read_until(b'\n', &mut line)? == 0 {
             break;
         }
         if line.last() == Some(&b'\n') {
@@ -83,13 +78,7 @@ mod tests {
         let text = b"55d0-55d1 r--p 00000000 fe:00 123                        /usr/bin/x\n\
             7f0000000000-7f0000005000 rw-p 00000000 00:01 2049                       /memfd:zio-stats (deleted)\n\
             7fff0000-7fff1000 rw-p 00000000 00:00 0                          [stack]\n";
-        assert_eq!(
-            found(text),
-            [Mapping {
-                start: 0x7f00_0000_0000,
-                len_bytes: 0x5000
-            }]
-        );
+        assert_eq!(found(text), [Mapping { start: 0x7f00_0000_0000, len_bytes: 0x5000 }]);
     }
 
     #[test]

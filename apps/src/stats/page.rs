@@ -74,10 +74,8 @@ pub enum PageError {
 /// # Errors
 /// See [`ReadError`].
 pub fn read(pid: i32) -> Result<Box<StatsPage>, ReadError> {
-    let maps = File::open(format!("/proc/{pid}/maps"))
-        .map_err(|e| refused(pid, "opening its maps", &e))?;
-    let mappings = maps::find(BufReader::new(maps), MEMFD_NAME)
-        .map_err(|e| refused(pid, "reading its maps", &e))?;
+    let maps = File::open(format!("/proc/{pid}/maps")).map_err(|e| refused(pid, "opening its maps", &e))?;
+    let mappings = maps::find(BufReader::new(maps), MEMFD_NAME).map_err(|e| refused(pid, "reading its maps", &e))?;
     let mut first: Option<Box<StatsPage>> = None;
     let mut error = ReadError::NotUnderZio(pid);
     for mapping in mappings {
@@ -95,23 +93,13 @@ fn read_mapping(pid: i32, mapping: Mapping) -> Result<Box<StatsPage>, ReadError>
     // Never more than the page we know, whatever the other process mapped.
     let len = mapping.len_bytes.min(size_of::<StatsPage>() as u64) as usize;
     let mut bytes = vec![0u8; len];
-    let local = libc::iovec {
-        iov_base: bytes.as_mut_ptr().cast(),
-        iov_len: len,
-    };
-    let remote = libc::iovec {
-        iov_base: mapping.start as usize as *mut libc::c_void,
-        iov_len: len,
-    };
+    let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: len };
+    let remote = libc::iovec { iov_base: mapping.start as usize as *mut libc::c_void, iov_len: len };
     // SAFETY: `local` covers exactly `bytes`, which outlives the call; `remote` is only an address in the
     // other process, which the kernel checks.
     let got = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };
     if got < 0 {
-        return Err(refused(
-            pid,
-            "reading its memory",
-            &io::Error::last_os_error(),
-        ));
+        return Err(refused(pid, "reading its memory", &io::Error::last_os_error()));
     }
     bytes.truncate(got as usize);
     decode(&bytes).map_err(|why| ReadError::Page { pid, why })
@@ -120,15 +108,8 @@ fn read_mapping(pid: i32, mapping: Mapping) -> Result<Box<StatsPage>, ReadError>
 fn refused(pid: i32, what: &'static str, error: &io::Error) -> ReadError {
     match error.raw_os_error() {
         Some(libc::ENOENT | libc::ESRCH) => ReadError::NoProcess(pid),
-        Some(libc::EPERM | libc::EACCES) => ReadError::Denied {
-            pid,
-            hint: denied_hint(),
-        },
-        _ => ReadError::Io {
-            pid,
-            what,
-            why: plain_error(error),
-        },
+        Some(libc::EPERM | libc::EACCES) => ReadError::Denied { pid, hint: denied_hint() },
+        _ => ReadError::Io { pid, what, why: plain_error(error) },
     }
 }
 
@@ -136,8 +117,7 @@ fn refused(pid: i32, what: &'static str, error: &io::Error) -> ReadError {
 fn denied_hint() -> String {
     // SAFETY: takes nothing and cannot fail.
     if unsafe { libc::geteuid() } == 0 {
-        return "; this root lacks CAP_SYS_PTRACE over it (a container, or a security policy)"
-            .into();
+        return "; this root lacks CAP_SYS_PTRACE over it (a container, or a security policy)".into();
     }
     let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
     match scope.as_deref().map(str::trim) {
@@ -153,16 +133,8 @@ fn denied_hint() -> String {
 /// # Errors
 /// They are not a page of the layout that this command knows.
 pub fn decode(bytes: &[u8]) -> Result<Box<StatsPage>, PageError> {
-    let word = |at: usize| {
-        bytes
-            .get(at..at + 4)
-            .and_then(|b| b.try_into().ok())
-            .map(u32::from_ne_bytes)
-    };
-    let magic = bytes
-        .get(..8)
-        .and_then(|b| b.try_into().ok())
-        .map(u64::from_ne_bytes);
+    let word = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_ne_bytes);
+    let magic = bytes.get(..8).and_then(|b| b.try_into().ok()).map(u64::from_ne_bytes);
     if magic != Some(MAGIC) {
         return Err(PageError::Damaged);
     }
@@ -178,11 +150,7 @@ pub fn decode(bytes: &[u8]) -> Result<Box<StatsPage>, PageError> {
     // SAFETY: the box has room for one page and `bytes` at least as many bytes, all of them written, and
     // every bit pattern is a value of a page's integers.
     unsafe {
-        std::ptr::copy_nonoverlapping(
-            bytes.as_ptr(),
-            page.as_mut_ptr().cast(),
-            size_of::<StatsPage>(),
-        );
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), page.as_mut_ptr().cast(), size_of::<StatsPage>());
         Ok(page.assume_init())
     }
 }
@@ -197,7 +165,8 @@ pub fn reason(page: &StatsPage) -> String {
 pub fn printable(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
-            let plain = !c.is_control() && !matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            let plain = !c.is_control()
+                && !matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
             let escaped = (!plain).then(|| c.escape_default());
             plain.then_some(c).into_iter().chain(escaped.into_iter().flatten())
         })
@@ -226,13 +195,7 @@ pub mod tests {
         assert!(matches!(decode(&bytes), Err(PageError::Layout { .. })));
         let mut bytes = page_bytes(0);
         bytes[12..16].fill(0xff);
-        assert!(matches!(
-            decode(&bytes),
-            Err(PageError::Layout {
-                len_bytes: u32::MAX,
-                ..
-            })
-        ));
+        assert!(matches!(decode(&bytes), Err(PageError::Layout { len_bytes: u32::MAX, .. })));
         let mut bytes = page_bytes(0);
         bytes[0] = 0;
         assert_eq!(decode(&bytes).err(), Some(PageError::Damaged));

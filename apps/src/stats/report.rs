@@ -5,23 +5,12 @@ use crate::size::human;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
-use zio_tracker::stats::{
-    COUNTER_DOCS, COUNTER_NAMES, Counter, JSON_SCHEMA, Mode, PASS_PREFIX, SHARDS, StatsPage,
-};
+use zio_tracker::stats::{COUNTER_DOCS, COUNTER_NAMES, Counter, JSON_SCHEMA, Mode, PASS_PREFIX, SHARDS, StatsPage};
 
 /// Counters that have a place of their own near the top of the JSON, before and after `bytes_copied`.
-const FIRST: [Counter; 4] = [
-    Counter::BytesReceived,
-    Counter::BytesSent,
-    Counter::CopyCalls,
-    Counter::BytesRequested,
-];
-const SECOND: [Counter; 4] = [
-    Counter::BytesElided,
-    Counter::BytesMaterialised,
-    Counter::Faults,
-    Counter::PageTableCalls,
-];
+const FIRST: [Counter; 4] = [Counter::BytesReceived, Counter::BytesSent, Counter::CopyCalls, Counter::BytesRequested];
+const SECOND: [Counter; 4] =
+    [Counter::BytesElided, Counter::BytesMaterialised, Counter::Faults, Counter::PageTableCalls];
 
 /// All counters of a page with their names and descriptions, summed over the shards.
 fn counters(page: &StatsPage) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
@@ -35,10 +24,7 @@ fn counters(page: &StatsPage) -> impl Iterator<Item = (&'static str, &'static st
 
 fn mode(page: &StatsPage) -> &'static str {
     let number = page.mode.load(Relaxed);
-    u32::try_from(number)
-        .ok()
-        .and_then(Mode::from_u32)
-        .map_or("unknown", Mode::name)
+    u32::try_from(number).ok().and_then(Mode::from_u32).map_or("unknown", Mode::name)
 }
 
 /// The object that `zio stats --json` prints; the library writes the same keys at exit.
@@ -63,11 +49,7 @@ pub fn json(pid: i32, page: &StatsPage) -> Value {
     for (name, value) in gauges(page) {
         put(name, json!(value));
     }
-    let placed: Vec<_> = FIRST
-        .iter()
-        .chain(&SECOND)
-        .map(|&c| COUNTER_NAMES[c as usize])
-        .collect();
+    let placed: Vec<_> = FIRST.iter().chain(&SECOND).map(|&c| COUNTER_NAMES[c as usize]).collect();
     let mut passed = Map::new();
     let mut others = Map::new();
     for (name, _, value) in counters(page) {
@@ -98,12 +80,7 @@ pub fn table(pid: i32, page: &StatsPage) -> String {
     let threshold = human(page.threshold.load(Relaxed));
     let mut out = String::new();
     // Writing to a String cannot fail.
-    let _ = writeln!(
-        out,
-        "{} (pid {pid}): mode {}, threshold {threshold}",
-        printable(program.trim_end()),
-        mode(page)
-    );
+    let _ = writeln!(out, "{} (pid {pid}): mode {}, threshold {threshold}", printable(program.trim_end()), mode(page));
     let why = reason(page);
     if !why.is_empty() {
         let _ = writeln!(out, "{why}");
@@ -119,23 +96,15 @@ pub fn table(pid: i32, page: &StatsPage) -> String {
             human(asked)
         );
     }
-    let copied = (
-        "bytes_copied",
-        "every byte moved in user space, by the program's copies and by zio",
-        page.bytes_copied(),
-    );
+    let copied =
+        ("bytes_copied", "every byte moved in user space, by the program's copies and by zio", page.bytes_copied());
     out.push_str("\nNow\n");
     for (name, value) in gauges(page) {
         row(&mut out, name, value, "");
     }
     out.push_str("\nSince the start\n");
     let all: Vec<_> = counters(page).collect();
-    for (name, doc, value) in all
-        .iter()
-        .copied()
-        .filter(|c| !c.0.starts_with(PASS_PREFIX))
-        .chain([copied])
-    {
+    for (name, doc, value) in all.iter().copied().filter(|c| !c.0.starts_with(PASS_PREFIX)).chain([copied]) {
         row(&mut out, name, value, doc);
     }
     out.push_str("\nDone as the program asked, because of\n");
@@ -154,11 +123,7 @@ pub fn table(pid: i32, page: &StatsPage) -> String {
 
 fn row(out: &mut String, name: &str, value: u64, doc: &str) {
     let is_bytes = name.contains("bytes") || name.starts_with("copied");
-    let shown = if is_bytes {
-        human(value)
-    } else {
-        value.to_string()
-    };
+    let shown = if is_bytes { human(value) } else { value.to_string() };
     let line = format!("  {name:<22} {shown:>12}  {doc}");
     out.push_str(line.trim_end());
     out.push('\n');
@@ -177,12 +142,7 @@ mod tests {
         page.shards[0].counters[Counter::PassBackoff as usize].store(7, Relaxed);
         page.mode.store(Mode::Guard as u64, Relaxed);
         let value = json(42, &page);
-        let keys: Vec<_> = value
-            .as_object()
-            .expect("object")
-            .keys()
-            .map(String::as_str)
-            .collect();
+        let keys: Vec<_> = value.as_object().expect("object").keys().map(String::as_str).collect();
         let documented = [
             "schema",
             "zio_version",
@@ -212,10 +172,7 @@ mod tests {
         assert!(counted.clone().all(|n| keys.contains(n)));
         assert_eq!(value["bytes_copied"], 11);
         assert_eq!(value["passthrough"]["backoff"], 7);
-        assert_eq!(
-            (&value["pid"], &value["mode"]),
-            (&json!(42), &json!("guard"))
-        );
+        assert_eq!((&value["pid"], &value["mode"]), (&json!(42), &json!("guard")));
     }
 
     #[test]
@@ -224,10 +181,7 @@ mod tests {
         page.shards[0].counters[Counter::BytesRequested as usize].store(4096, Relaxed);
         page.shards[1].counters[Counter::BytesElided as usize].store(1024, Relaxed);
         let text = table(std::process::id() as i32, &page);
-        assert!(
-            text.contains("1.0 KiB of 4.0 KiB") && text.contains("(25.0%)"),
-            "{text}"
-        );
+        assert!(text.contains("1.0 KiB of 4.0 KiB") && text.contains("(25.0%)"), "{text}");
         assert!(text.contains("mode bootstrap"), "{text}");
     }
 }

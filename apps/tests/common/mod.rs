@@ -33,13 +33,7 @@ impl Scratch {
     pub fn compile(&self, name: &str, source: &str, flags: &[&str]) -> Option<PathBuf> {
         let source = self.file(&format!("{name}.c"), source, 0o644);
         let out = self.0.join(name);
-        let done = Command::new("cc")
-            .args(["-o"])
-            .arg(&out)
-            .arg(source)
-            .args(flags)
-            .output()
-            .ok()?;
+        let done = Command::new("cc").args(["-o"]).arg(&out).arg(source).args(flags).output().ok()?;
         done.status.success().then_some(out)
     }
 }
@@ -54,8 +48,7 @@ impl Drop for Scratch {
 pub fn trivial_library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {
-        let dir =
-            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("lib-{}", std::process::id()));
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("lib-{}", std::process::id()));
         let path = dir.join("libzio.so");
         fs::create_dir_all(&dir).expect("mkdir");
         let mut cc = Command::new("cc")
@@ -64,11 +57,7 @@ pub fn trivial_library() -> &'static Path {
             .stdin(Stdio::piped())
             .spawn()
             .expect("a C compiler is needed: apt-get install gcc");
-        cc.stdin
-            .take()
-            .expect("piped")
-            .write_all(b"int zio_trivial;\n")
-            .expect("write");
+        cc.stdin.take().expect("piped").write_all(b"int zio_trivial;\n").expect("write");
         assert!(cc.wait().expect("cc").success());
         path
     })
@@ -82,8 +71,7 @@ pub fn zio() -> Command {
             zio.env_remove(name);
         }
     }
-    zio.env_remove("LD_PRELOAD")
-        .env("ZIO_LIB", trivial_library());
+    zio.env_remove("LD_PRELOAD").env("ZIO_LIB", trivial_library());
     zio
 }
 
@@ -91,11 +79,7 @@ pub fn zio() -> Command {
 pub fn output(command: &mut Command) -> (i32, String, String) {
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     loop {
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = command.output().expect("zio starts");
+        let Output { status, stdout, stderr } = command.output().expect("zio starts");
         let stderr = text(stderr);
         // Another test's child, between fork and exec, may still have a file open that was just written.
         if !stderr.contains("Text file busy") {

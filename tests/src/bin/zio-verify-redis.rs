@@ -36,22 +36,12 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
         seed: 1,
     };
     while let Some(flag) = args.next() {
-        let value = args
-            .next()
-            .ok_or_else(|| format!("{flag}: a value is missing"))?;
-        let number = || {
-            value
-                .parse::<u64>()
-                .map_err(|_| format!("{flag}: {value:?} is not a number"))
-        };
+        let value = args.next().ok_or_else(|| format!("{flag}: a value is missing"))?;
+        let number = || value.parse::<u64>().map_err(|_| format!("{flag}: {value:?} is not a number"));
         match flag.as_str() {
             "--server-prefix" => {
                 let words: Vec<String> = value.split_whitespace().map(str::to_owned).collect();
-                options.launch = if words.is_empty() {
-                    Launch::Plain
-                } else {
-                    Launch::Prefix(words)
-                };
+                options.launch = if words.is_empty() { Launch::Plain } else { Launch::Prefix(words) };
             }
             "--mode" => {
                 let zio = |mode| zio_library().map(|lib| Launch::Zio { lib, mode });
@@ -66,12 +56,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             "--scenario" => {
                 let found = Scenario::ALL.into_iter().find(|s| s.name() == value);
                 let all: Vec<&str> = Scenario::ALL.iter().map(|s| s.name()).collect();
-                let unknown = || {
-                    format!(
-                        "--scenario: {value:?} is not all or one of {}",
-                        all.join(", ")
-                    )
-                };
+                let unknown = || format!("--scenario: {value:?} is not all or one of {}", all.join(", "));
                 options.scenarios = vec![found.ok_or_else(unknown)?];
             }
             "--ops" => options.ops = Some(number()?),
@@ -96,11 +81,7 @@ fn main() -> ExitCode {
         }
     };
     for scenario in options.scenarios {
-        let plan = Plan {
-            ops: options.ops.unwrap_or(scenario.ops()),
-            limit: options.limit,
-            seed: options.seed,
-        };
+        let plan = Plan { ops: options.ops.unwrap_or(scenario.ops()), limit: options.limit, seed: options.seed };
         match run(scenario, &options.launch, plan) {
             Ok(report) => println!("{report}"),
             Err(e) => {

@@ -18,18 +18,11 @@ pub enum Expect {
     /// The nil bulk string.
     Nil,
     /// `data[range]`, read from `key`.
-    Bulk {
-        key: String,
-        data: Bytes,
-        range: Range<usize>,
-    },
+    Bulk { key: String, data: Bytes, range: Range<usize> },
     /// These, in order.
     Array(Vec<Expect>),
     /// A hash's fields and values, in any order.
-    Fields {
-        key: String,
-        fields: BTreeMap<String, Bytes>,
-    },
+    Fields { key: String, fields: BTreeMap<String, Bytes> },
     /// Exactly this error line.
     Error(String),
     /// Text with this in it (INFO and the like).
@@ -42,11 +35,7 @@ impl Expect {
         match data {
             Some(data) => {
                 let range = 0..data.len();
-                Expect::Bulk {
-                    key: key.to_owned(),
-                    data,
-                    range,
-                }
+                Expect::Bulk { key: key.to_owned(), data, range }
             }
             None => Expect::Nil,
         }
@@ -108,26 +97,14 @@ pub fn check(pending: &Pending, reply: &Reply, evicting: bool) -> Result<Checked
     }
 }
 
-fn compare(
-    want: &Expect,
-    reply: &Reply,
-    evicting: bool,
-    out: &mut Checked,
-) -> Result<(), Mismatch> {
-    let other = |want: String| Mismatch {
-        what: format!("want {want}, got {}", reply.brief()),
-        bytes: None,
-    };
+fn compare(want: &Expect, reply: &Reply, evicting: bool, out: &mut Checked) -> Result<(), Mismatch> {
+    let other = |want: String| Mismatch { what: format!("want {want}, got {}", reply.brief()), bytes: None };
     match (want, reply) {
         (Expect::Status(s), Reply::Status(r)) if r == s => Ok(()),
         (Expect::Int(n), Reply::Int(r)) if r == n => Ok(()),
         (Expect::Nil, Reply::Bulk(None)) => Ok(()),
         (Expect::Error(e), Reply::Error(r)) if r == e => Ok(()),
-        (Expect::Contains(part), Reply::Bulk(Some(b)))
-            if b.windows(part.len()).any(|w| w == part.as_bytes()) =>
-        {
-            Ok(())
-        }
+        (Expect::Contains(part), Reply::Bulk(Some(b))) if b.windows(part.len()).any(|w| w == part.as_bytes()) => Ok(()),
         (Expect::Bulk { key, data, range }, Reply::Bulk(Some(got))) => {
             let want = &data[range.clone()];
             if got == want {
@@ -135,37 +112,23 @@ fn compare(
                 return Ok(());
             }
             if evicting && got.is_empty() {
-                out.fixes.push(Fix {
-                    key: key.clone(),
-                    value: None,
-                });
+                out.fixes.push(Fix { key: key.clone(), value: None });
                 return Ok(());
             }
             let what = format!("wrong bytes of {key} [{}..{}]", range.start, range.end);
-            Err(Mismatch {
-                what,
-                bytes: Some((key.clone(), want.to_vec(), got.clone())),
-            })
+            Err(Mismatch { what, bytes: Some((key.clone(), want.to_vec(), got.clone())) })
         }
         (Expect::Bulk { key, .. }, Reply::Bulk(None)) if evicting => {
-            out.fixes.push(Fix {
-                key: key.clone(),
-                value: None,
-            });
+            out.fixes.push(Fix { key: key.clone(), value: None });
             Ok(())
         }
-        (Expect::Bulk { key, range, .. }, _) => {
-            Err(other(format!("{} bytes of {key}", range.len())))
+        (Expect::Bulk { key, range, .. }, _) => Err(other(format!("{} bytes of {key}", range.len()))),
+        (Expect::Array(want), Reply::Array(Some(got))) if want.len() == got.len() => {
+            want.iter().zip(got).try_for_each(|(w, g)| compare(w, g, evicting, out))
         }
-        (Expect::Array(want), Reply::Array(Some(got))) if want.len() == got.len() => want
-            .iter()
-            .zip(got)
-            .try_for_each(|(w, g)| compare(w, g, evicting, out)),
         (Expect::Array(want), _) => Err(other(format!("an array of {}", want.len()))),
-        (Expect::Fields { key, fields }, Reply::Array(Some(got))) => {
-            compare_fields(key, fields, got, out)
-                .unwrap_or_else(|| Err(other(format!("the {} fields of {key}", fields.len()))))
-        }
+        (Expect::Fields { key, fields }, Reply::Array(Some(got))) => compare_fields(key, fields, got, out)
+            .unwrap_or_else(|| Err(other(format!("the {} fields of {key}", fields.len())))),
         _ => Err(other(format!("{want:?}"))),
     }
 }
@@ -192,10 +155,7 @@ fn compare_fields(
         }
         if value != &**want {
             let what = format!("wrong bytes of field {name} of {key}");
-            return Some(Err(Mismatch {
-                what,
-                bytes: Some((key.to_owned(), want.to_vec(), value.clone())),
-            }));
+            return Some(Err(Mismatch { what, bytes: Some((key.to_owned(), want.to_vec(), value.clone())) }));
         }
         out.bytes += value.len() as u64;
     }
@@ -206,10 +166,7 @@ impl Mismatch {
     /// The whole story: the command, the bytes around the first difference, where the wrong bytes come
     /// from, and the key's history.
     pub fn explain(&self, command: &str, space: &Space) -> String {
-        let mut text = format!(
-            "mismatch (seed {}, space {}): {}\n",
-            space.seed, space.id, self.what
-        );
+        let mut text = format!("mismatch (seed {}, space {}): {}\n", space.seed, space.id, self.what);
         let _ = writeln!(text, "  command: {command}");
         let Some((key, want, got)) = &self.bytes else {
             // Name the history of each key that the command mentions.
@@ -218,11 +175,7 @@ impl Mismatch {
             }
             return text;
         };
-        let at = want
-            .iter()
-            .zip(got)
-            .position(|(a, b)| a != b)
-            .unwrap_or(want.len().min(got.len()));
+        let at = want.iter().zip(got).position(|(a, b)| a != b).unwrap_or(want.len().min(got.len()));
         let wrong = want.iter().zip(got).filter(|(a, b)| a != b).count();
         let _ = writeln!(
             text,
@@ -235,29 +188,15 @@ impl Mismatch {
         let from = at.saturating_sub(8);
         let part = |b: &[u8]| {
             let end = (from + 32).min(b.len());
-            let hex: Vec<String> = b
-                .get(from..end)
-                .unwrap_or_default()
-                .iter()
-                .map(|x| format!("{x:02x}"))
-                .collect();
+            let hex: Vec<String> = b.get(from..end).unwrap_or_default().iter().map(|x| format!("{x:02x}")).collect();
             hex.join(" ")
         };
         let _ = writeln!(text, "  expected at {from}: {}", part(want));
         let _ = writeln!(text, "  got at {from}:      {}", part(got));
-        let again = (at..want.len().min(got.len())).find(|&i| {
-            want[i..]
-                .iter()
-                .zip(&got[i..])
-                .take(16)
-                .all(|(a, b)| a == b)
-        });
+        let again =
+            (at..want.len().min(got.len())).find(|&i| want[i..].iter().zip(&got[i..]).take(16).all(|(a, b)| a == b));
         let _ = match again {
-            Some(i) => writeln!(
-                text,
-                "  the bytes agree again from offset {i} ({} wrong in a row)",
-                i - at
-            ),
+            Some(i) => writeln!(text, "  the bytes agree again from offset {i} ({} wrong in a row)", i - at),
             None => writeln!(text, "  the bytes do not agree again"),
         };
         let _ = writeln!(text, "  the wrong bytes: {}", origin(want, got, at, space));
@@ -291,10 +230,7 @@ fn origin(want: &[u8], got: &[u8], at: usize, space: &Space) -> String {
         return "too few to search for".into();
     }
     if let Some(i) = find(want, needle) {
-        return format!(
-            "the same value's bytes from offset {i}: shifted by {}",
-            i as i64 - at as i64
-        );
+        return format!("the same value's bytes from offset {i}: shifted by {}", i as i64 - at as i64);
     }
     for w in space.written().rev() {
         let old = fill(space.seed, space.id, w.version, w.kind, w.len);
@@ -312,10 +248,7 @@ fn origin(want: &[u8], got: &[u8], at: usize, space: &Space) -> String {
             return format!("offset {i} of what {key} holds now");
         }
     }
-    format!(
-        "not found among this space's content: \"{}\"",
-        needle.escape_ascii()
-    )
+    format!("not found among this space's content: \"{}\"", needle.escape_ascii())
 }
 
 fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
@@ -338,21 +271,8 @@ mod tests {
     use crate::redis::model::Shape;
 
     fn space() -> Space {
-        let sizes = Sizes {
-            middle: 280,
-            large: 6,
-        };
-        Space::new(
-            0,
-            9,
-            Shape {
-                keys: 4,
-                budget_bytes: 1 << 20,
-                sizes,
-                evicting: false,
-                longest_batch: 1,
-            },
-        )
+        let sizes = Sizes { middle: 280, large: 6 };
+        Space::new(0, 9, Shape { keys: 4, budget_bytes: 1 << 20, sizes, evicting: false, longest_batch: 1 })
     }
 
     fn story(spoil: impl Fn(&mut Vec<u8>, &[u8])) -> String {
@@ -361,11 +281,7 @@ mod tests {
         let (new, _) = space.fresh_sized("s:0:1", 50_000, Kind::Random);
         let mut got = new.to_vec();
         spoil(&mut got, &old);
-        let pending = Pending {
-            text: "GET s:0:1".into(),
-            expect: Expect::whole("s:0:1", Some(new)),
-            evicted: None,
-        };
+        let pending = Pending { text: "GET s:0:1".into(), expect: Expect::whole("s:0:1", Some(new)), evicted: None };
         let wrong = check(&pending, &Reply::Bulk(Some(got)), false).expect_err("spoilt");
         wrong.explain(&pending.text, &space)
     }
@@ -383,11 +299,8 @@ mod tests {
 
     #[test]
     fn eviction_explains_nil_but_no_wrong_byte() {
-        let pending = |evicted| Pending {
-            text: "GET k".into(),
-            expect: Expect::whole("k", Some(vec![7; 100].into())),
-            evicted,
-        };
+        let pending =
+            |evicted| Pending { text: "GET k".into(), expect: Expect::whole("k", Some(vec![7; 100].into())), evicted };
         let gone = check(&pending(None), &Reply::Bulk(None), true).expect("may be gone");
         assert_eq!(gone.fixes.len(), 1);
         assert!(check(&pending(None), &Reply::Bulk(None), false).is_err());

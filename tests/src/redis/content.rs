@@ -26,11 +26,7 @@ impl Rng {
 
     /// A number in `0..n`; 0 when `n` is 0.
     pub fn below(&mut self, n: usize) -> usize {
-        if n == 0 {
-            0
-        } else {
-            (self.bits() % n as u64) as usize
-        }
+        if n == 0 { 0 } else { (self.bits() % n as u64) as usize }
     }
 
     /// True once in `n` times.
@@ -105,11 +101,7 @@ impl Sizes {
     pub fn pick(self, rng: &mut Rng) -> (usize, Kind) {
         let class = rng.below(1000);
         let len = if class < self.large {
-            if rng.one_in(4) {
-                LARGEST
-            } else {
-                rng.log_uniform(1 << 20, LARGEST)
-            }
+            if rng.one_in(4) { LARGEST } else { rng.log_uniform(1 << 20, LARGEST) }
         } else if class < self.large + self.middle {
             // Powers of two, and one beside them, are where page arithmetic goes wrong.
             if rng.one_in(6) {
@@ -120,14 +112,7 @@ impl Sizes {
         } else {
             rng.log_uniform(1, 16 << 10)
         };
-        (
-            len,
-            if rng.one_in(5) {
-                Kind::Lines
-            } else {
-                Kind::Random
-            },
-        )
+        (len, if rng.one_in(5) { Kind::Lines } else { Kind::Random })
     }
 }
 
@@ -151,15 +136,9 @@ mod tests {
     #[test]
     fn sizes_cover_the_classes() {
         let mut rng = Rng::new(7, 0);
-        let sizes = Sizes {
-            middle: 280,
-            large: 6,
-        };
+        let sizes = Sizes { middle: 280, large: 6 };
         let all: Vec<usize> = (0..20_000).map(|_| sizes.pick(&mut rng).0).collect();
-        let middle = all
-            .iter()
-            .filter(|&&n| (16 << 10..=1 << 20).contains(&n))
-            .count();
+        let middle = all.iter().filter(|&&n| (16 << 10..=1 << 20).contains(&n)).count();
         assert!(middle * 4 >= all.len(), "{middle} of {}", all.len());
         assert!(all.contains(&LARGEST) && all.iter().all(|&n| (1..=LARGEST).contains(&n)));
     }

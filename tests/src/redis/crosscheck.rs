@@ -16,10 +16,7 @@ use super::server::{Launch, Server, Stats, TempDir};
 /// When the source or a C compiler is missing, or it does not compile.
 pub fn compile_shim(source: &Path, dir: &Path) -> Result<PathBuf, Failure> {
     if !source.exists() {
-        return Err(Failure(format!(
-            "the counting shim's source {} is missing",
-            source.display()
-        )));
+        return Err(Failure(format!("the counting shim's source {} is missing", source.display())));
     }
     let lib = dir.join("count.so");
     let out = Command::new("cc")
@@ -28,17 +25,10 @@ pub fn compile_shim(source: &Path, dir: &Path) -> Result<PathBuf, Failure> {
         .arg(source)
         .args(["-ldl", "-lpthread"])
         .output()
-        .map_err(|e| {
-            Failure(format!(
-                "cc can't be run ({e}); remedy: apt-get install gcc"
-            ))
-        })?;
+        .map_err(|e| Failure(format!("cc can't be run ({e}); remedy: apt-get install gcc")))?;
     match out.status.success() {
         true => Ok(lib),
-        false => Err(Failure(format!(
-            "cc: {}",
-            String::from_utf8_lossy(&out.stderr)
-        ))),
+        false => Err(Failure(format!("cc: {}", String::from_utf8_lossy(&out.stderr)))),
     }
 }
 
@@ -59,9 +49,7 @@ fn read_count(out: &Path) -> Result<u64, Failure> {
     let bad = |e: &dyn std::fmt::Display| Failure(format!("the counting shim's output: {e}"));
     let text = fs::read_to_string(out).map_err(|e| bad(&e))?;
     let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| bad(&e))?;
-    json["bytes_requested"]
-        .as_u64()
-        .ok_or_else(|| bad(&"no bytes_requested"))
+    json["bytes_requested"].as_u64().ok_or_else(|| bad(&"no bytes_requested"))
 }
 
 /// The counters of a server under zio after the same traffic.
@@ -86,19 +74,9 @@ fn talk(conn: &mut Conn, ops: u32, seed: u64) -> Result<(), Failure> {
     for n in 0..ops {
         let key = format!("key:{}", n % 40);
         let mut data = fill(seed, 0, n, Kind::Random, rng.log_uniform(2 << 10, 1 << 20));
-        expect(
-            conn,
-            &[b"SET", key.as_bytes(), &data],
-            &Reply::Status("OK".into()),
-        )?;
+        expect(conn, &[b"SET", key.as_bytes(), &data], &Reply::Status("OK".into()))?;
         if n % 3 == 0 {
-            let more = fill(
-                seed,
-                1,
-                n,
-                Kind::Random,
-                rng.log_uniform(2 << 10, 128 << 10),
-            );
+            let more = fill(seed, 1, n, Kind::Random, rng.log_uniform(2 << 10, 128 << 10));
             data.extend_from_slice(&more);
             let len = Reply::Int(data.len() as i64);
             expect(conn, &[b"APPEND", key.as_bytes(), &more], &len)?;
@@ -112,11 +90,6 @@ fn expect(conn: &mut Conn, args: &[&[u8]], want: &Reply) -> Result<(), Failure> 
     let got = conn.call(args)?;
     match got == *want {
         true => Ok(()),
-        false => Err(Failure(format!(
-            "{}: want {}, got {}",
-            args[0].escape_ascii(),
-            want.brief(),
-            got.brief()
-        ))),
+        false => Err(Failure(format!("{}: want {}, got {}", args[0].escape_ascii(), want.brief(), got.brief()))),
     }
 }

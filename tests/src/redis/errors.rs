@@ -39,10 +39,7 @@ fn ask() -> Result<ErrorTexts, Failure> {
     conn.call(&["SET", "k", "v"])?;
     let mut error = |args: &[&str]| match conn.call(args)? {
         Reply::Error(e) => Ok(e),
-        other => Err(Failure(format!(
-            "{args:?}: wanted an error, got {}",
-            other.brief()
-        ))),
+        other => Err(Failure(format!("{args:?}: wanted an error, got {}", other.brief()))),
     };
     let texts = ErrorTexts {
         wrong_type: error(&["LPUSH", "k", "x"])?,
@@ -124,10 +121,7 @@ pub fn probe(server: &Server) -> Result<Vec<(String, String)>, Failure> {
         seen.push((name.to_owned(), got.escape_ascii().to_string()));
     }
     let alive = conn.call(&["GET", "str"])?;
-    seen.push((
-        "the value after all that".to_owned(),
-        format!("{}", alive == Reply::Bulk(Some(big.into_bytes()))),
-    ));
+    seen.push(("the value after all that".to_owned(), format!("{}", alive == Reply::Bulk(Some(big.into_bytes())))));
     Ok(seen)
 }
 
@@ -141,19 +135,13 @@ fn broken_requests(big: &str) -> Vec<(&'static str, Vec<u8>)> {
         bytes
     };
     vec![
-        (
-            "bulk length over the limit",
-            with("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$600000000\r\n"),
-        ),
+        ("bulk length over the limit", with("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$600000000\r\n")),
         ("negative bulk length", with("*2\r\n$3\r\nGET\r\n$-5\r\n")),
         ("count over the limit", with("*99999999999\r\n")),
         ("no dollar", with("*2\r\n$3\r\nGET\r\n!1\r\n")),
         ("unbalanced quotes inline", with("GET \"str\r\n")),
         ("inline commands", with("PING\r\nSTRLEN str2\r\n")),
-        (
-            "half a command, then the end",
-            with("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$100000\r\nabc"),
-        ),
+        ("half a command, then the end", with("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$100000\r\nabc")),
         ("inline line too long", "y".repeat(70_000).into_bytes()),
     ]
 }

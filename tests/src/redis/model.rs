@@ -134,11 +134,7 @@ impl Space {
     /// New content for `key`, of a size that fits the budget and `most` bytes.
     pub fn fresh(&mut self, key: &str, most: usize) -> (Bytes, u32) {
         let (len, kind) = self.shape.sizes.pick(&mut self.rng);
-        let most = if self.is_full() {
-            most.min(4 << 10)
-        } else {
-            most
-        };
+        let most = if self.is_full() { most.min(4 << 10) } else { most };
         self.fresh_sized(key, len.min(most).max(1), kind)
     }
 
@@ -149,16 +145,8 @@ impl Space {
         if self.written.len() == WRITTEN {
             self.written.pop_front();
         }
-        self.written.push_back(Written {
-            version,
-            kind,
-            len,
-            key: key.to_owned(),
-        });
-        (
-            Arc::new(fill(self.seed, self.id, version, kind, len)),
-            version,
-        )
+        self.written.push_back(Written { version, kind, len, key: key.to_owned() });
+        (Arc::new(fill(self.seed, self.id, version, kind, len)), version)
     }
 
     /// Recent content, oldest first, for the search after a mismatch.
@@ -177,9 +165,6 @@ impl Space {
 
     /// The last commands that concerned a key, oldest first.
     pub fn history(&self, key: &str) -> Vec<String> {
-        self.history
-            .get(key)
-            .map(|h| h.iter().cloned().collect())
-            .unwrap_or_default()
+        self.history.get(key).map(|h| h.iter().cloned().collect()).unwrap_or_default()
     }
 }

@@ -48,12 +48,7 @@ pub fn plan(space: &mut Space, texts: &ErrorTexts, most: usize) -> Batch {
         _ => 1 + space.rng.below(24),
     };
     let wanted = wanted.min(longest).min(most).max(1);
-    let mut p = Planner {
-        space,
-        batch: Batch::default(),
-        texts,
-        used: HashSet::new(),
-    };
+    let mut p = Planner { space, batch: Batch::default(), texts, used: HashSet::new() };
     let mut tries = 0;
     while p.batch.pending.len() < wanted && tries < 2 * wanted + 8 {
         tries += 1;
@@ -135,11 +130,7 @@ impl Planner<'_> {
         }
         encode(&mut self.batch.out, args);
         self.batch.reply_bytes += expect_bytes(&expect);
-        self.batch.pending.push(Pending {
-            text,
-            expect,
-            evicted,
-        });
+        self.batch.pending.push(Pending { text, expect, evicted });
     }
 
     fn set(&mut self) -> Option<()> {
@@ -147,12 +138,7 @@ impl Planner<'_> {
         let (data, version) = self.space.fresh(&key, LARGEST);
         self.space.put(&key, Some(Value::Str(data.clone())));
         let text = format!("SET {key} (version {version}, {} bytes)", data.len());
-        self.send(
-            &[b"SET", key.as_bytes(), &data],
-            text,
-            &[&key],
-            Expect::Status("OK"),
-        );
+        self.send(&[b"SET", key.as_bytes(), &data], text, &[&key], Expect::Status("OK"));
         Some(())
     }
 
@@ -160,12 +146,7 @@ impl Planner<'_> {
         let key = self.key('s')?;
         let data = self.space.string(&key);
         let expect = Expect::whole(&key, data);
-        self.send(
-            &[b"GET", key.as_bytes()],
-            format!("GET {key}"),
-            &[&key],
-            expect,
-        );
+        self.send(&[b"GET", key.as_bytes()], format!("GET {key}"), &[&key], expect);
         Some(())
     }
 
@@ -180,14 +161,8 @@ impl Planner<'_> {
         let mut whole = old.clone().unwrap_or_default();
         Arc::make_mut(&mut whole).extend_from_slice(&piece);
         self.space.put(&key, Some(Value::Str(whole)));
-        let text = format!(
-            "APPEND {key} (version {version}, {} bytes at {len})",
-            piece.len()
-        );
-        let alone = Fix {
-            key: key.clone(),
-            value: Some(Value::Str(piece.clone())),
-        };
+        let text = format!("APPEND {key} (version {version}, {} bytes at {len})", piece.len());
+        let alone = Fix { key: key.clone(), value: Some(Value::Str(piece.clone())) };
         self.send_or(
             &[b"APPEND", key.as_bytes(), &piece],
             text,
@@ -208,16 +183,8 @@ impl Planner<'_> {
             return None;
         }
         let beyond = if evicting { 0 } else { 20 << 10 };
-        let offset = self
-            .space
-            .rng
-            .below(len.saturating_sub(1) + beyond)
-            .min(LARGEST - 1);
-        let most = if evicting {
-            len - 1 - offset
-        } else {
-            LARGEST - offset
-        };
+        let offset = self.space.rng.below(len.saturating_sub(1) + beyond).min(LARGEST - 1);
+        let most = if evicting { len - 1 - offset } else { LARGEST - offset };
         let (piece, version) = self.space.fresh(&key, most.max(1));
         let end = offset + piece.len();
         let mut whole = old.unwrap_or_default();
@@ -228,21 +195,10 @@ impl Planner<'_> {
         self.space.put(&key, Some(Value::Str(whole)));
         let mut alone = vec![0; offset];
         alone.extend_from_slice(&piece);
-        let alone = Fix {
-            key: key.clone(),
-            value: Some(Value::Str(Arc::new(alone))),
-        };
-        let text = format!(
-            "SETRANGE {key} {offset} (version {version}, {} bytes)",
-            piece.len()
-        );
+        let alone = Fix { key: key.clone(), value: Some(Value::Str(Arc::new(alone))) };
+        let text = format!("SETRANGE {key} {offset} (version {version}, {} bytes)", piece.len());
         self.send_or(
-            &[
-                b"SETRANGE",
-                key.as_bytes(),
-                offset.to_string().as_bytes(),
-                &piece,
-            ],
+            &[b"SETRANGE", key.as_bytes(), offset.to_string().as_bytes(), &piece],
             text,
             &[&key],
             expect,
@@ -263,36 +219,17 @@ impl Planner<'_> {
             let to = from + self.space.shape.sizes.pick(&mut self.space.rng).0;
             (from as i64, to as i64, range(len, from, to))
         };
-        let args: [&[u8]; 4] = [
-            b"GETRANGE",
-            key.as_bytes(),
-            &from.to_string().into_bytes(),
-            &to.to_string().into_bytes(),
-        ];
-        let expect = Expect::Bulk {
-            key: key.clone(),
-            data,
-            range,
-        };
-        self.send(
-            &args,
-            format!("GETRANGE {key} {from} {to}"),
-            &[&key],
-            expect,
-        );
+        let args: [&[u8]; 4] =
+            [b"GETRANGE", key.as_bytes(), &from.to_string().into_bytes(), &to.to_string().into_bytes()];
+        let expect = Expect::Bulk { key: key.clone(), data, range };
+        self.send(&args, format!("GETRANGE {key} {from} {to}"), &[&key], expect);
         Some(())
     }
 
     fn strlen(&mut self) -> Option<()> {
         let key = self.key('s')?;
         let len = self.space.string(&key).map_or(0, |b| b.len());
-        let gone = (
-            Expect::Int(0),
-            vec![Fix {
-                key: key.clone(),
-                value: None,
-            }],
-        );
+        let gone = (Expect::Int(0), vec![Fix { key: key.clone(), value: None }]);
         let text = format!("STRLEN {key}");
         let args: [&[u8]; 2] = [b"STRLEN", key.as_bytes()];
         self.send_or(&args, text, &[&key], Expect::Int(len as i64), Some(gone));
@@ -304,12 +241,7 @@ impl Planner<'_> {
         let data = self.space.string(&key);
         self.space.put(&key, None);
         let expect = Expect::whole(&key, data);
-        self.send(
-            &[b"GETDEL", key.as_bytes()],
-            format!("GETDEL {key}"),
-            &[&key],
-            expect,
-        );
+        self.send(&[b"GETDEL", key.as_bytes()], format!("GETDEL {key}"), &[&key], expect);
         Some(())
     }
 
@@ -323,17 +255,8 @@ impl Planner<'_> {
             return Some(());
         };
         let old = self.space.put(&to, Some(value));
-        let fix = vec![Fix {
-            key: to.clone(),
-            value: old,
-        }];
-        self.send_or(
-            &args,
-            text,
-            &[&from, &to],
-            Expect::Status("OK"),
-            Some((missing, fix)),
-        );
+        let fix = vec![Fix { key: to.clone(), value: old }];
+        self.send_or(&args, text, &[&from, &to], Expect::Status("OK"), Some((missing, fix)));
         Some(())
     }
 
@@ -349,23 +272,8 @@ impl Planner<'_> {
             return Some(());
         };
         let old = self.space.put(&to, Some(Value::Str(data)));
-        let fixes = vec![
-            Fix {
-                key: from.clone(),
-                value: None,
-            },
-            Fix {
-                key: to.clone(),
-                value: old,
-            },
-        ];
-        self.send_or(
-            &args,
-            text,
-            &[&from, &to],
-            Expect::Int(1),
-            Some((Expect::Int(0), fixes)),
-        );
+        let fixes = vec![Fix { key: from.clone(), value: None }, Fix { key: to.clone(), value: old }];
+        self.send_or(&args, text, &[&from, &to], Expect::Int(1), Some((Expect::Int(0), fixes)));
         Some(())
     }
 }

@@ -83,12 +83,7 @@ impl Conn {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Conn {
-            stream,
-            buf: Vec::new(),
-            at: 0,
-            pace: None,
-        })
+        Ok(Conn { stream, buf: Vec::new(), at: 0, pace: None })
     }
 
     /// The socket, for options and for closing it from another thread.
@@ -98,11 +93,7 @@ impl Conn {
 
     /// Reads the next `reads` pieces of at most `chunk_bytes`, each after a pause.
     pub fn read_slowly(&mut self, reads: u32, chunk_bytes: usize, pause: Duration) {
-        self.pace = Some(Pace {
-            reads_left: reads,
-            chunk_bytes: chunk_bytes.max(1),
-            pause,
-        });
+        self.pace = Some(Pace { reads_left: reads, chunk_bytes: chunk_bytes.max(1), pause });
     }
 
     /// Sends encoded bytes in one go.
@@ -162,9 +153,7 @@ impl Conn {
     /// As [`Conn::text`].
     pub fn info(&mut self, section: &str, field: &str) -> Result<String, Failure> {
         let all = self.text(&["INFO", section])?;
-        let found = all
-            .lines()
-            .find_map(|l| l.strip_prefix(field)?.strip_prefix(':'));
+        let found = all.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(':'));
         Ok(found.unwrap_or_default().trim().to_owned())
     }
 
@@ -219,13 +208,10 @@ impl Conn {
         loop {
             if let Some(n) = self.buf[searched..].iter().position(|&b| b == b'\n') {
                 let end = searched + n;
-                let text = self.buf[self.at..end]
-                    .strip_suffix(b"\r")
-                    .map(<[u8]>::to_vec);
+                let text = self.buf[self.at..end].strip_suffix(b"\r").map(<[u8]>::to_vec);
                 let text = text.ok_or_else(|| Failure("not RESP: a line without CR".into()))?;
                 self.at = end + 1;
-                return String::from_utf8(text)
-                    .map_err(|e| not_resp(&String::from_utf8_lossy(e.as_bytes())));
+                return String::from_utf8(text).map_err(|e| not_resp(&String::from_utf8_lossy(e.as_bytes())));
             }
             if self.buf.len() - self.at > 1 << 20 {
                 return Err(Failure("not RESP: no end of line in 1 MiB".into()));
@@ -274,10 +260,9 @@ impl Conn {
                 body.truncate(len);
                 Ok(body)
             }
-            None => Err(Failure(format!(
-                "not RESP: a bulk of {len} bytes ends with \"{}\"",
-                body[len..].escape_ascii()
-            ))),
+            None => {
+                Err(Failure(format!("not RESP: a bulk of {len} bytes ends with \"{}\"", body[len..].escape_ascii())))
+            }
         }
     }
 

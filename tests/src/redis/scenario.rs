@@ -111,11 +111,7 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "redis {} {}: {} ops, {} bytes verified",
-            self.scenario, self.mode, self.done.ops, self.done.bytes
-        )?;
+        write!(f, "redis {} {}: {} ops, {} bytes verified", self.scenario, self.mode, self.done.ops, self.done.bytes)?;
         if let Some(s) = &self.stats {
             write!(
                 f,
@@ -162,12 +158,7 @@ impl Run<'_> {
     }
 
     /// Traffic only.
-    pub fn traffic(
-        &mut self,
-        server: &mut Server,
-        spaces: &mut [Space],
-        ops: u64,
-    ) -> Result<(), Failure> {
+    pub fn traffic(&mut self, server: &mut Server, spaces: &mut [Space], ops: u64) -> Result<(), Failure> {
         let driven = drive(server, spaces, ops, self.deadline, |_| Ok(()));
         self.done += driven.map_err(|e| server.explain(e))?.0;
         Ok(())
@@ -185,16 +176,11 @@ pub(super) fn spaces(n: usize, seed: u64, total_bytes: usize) -> Vec<Space> {
     let shape = Shape {
         keys: 64,
         budget_bytes: total_bytes / n.max(1),
-        sizes: Sizes {
-            middle: 285,
-            large: 6,
-        },
+        sizes: Sizes { middle: 285, large: 6 },
         evicting: false,
         longest_batch: 24,
     };
-    (0..n)
-        .map(|id| Space::new(id, seed, shape.clone()))
-        .collect()
+    (0..n).map(|id| Space::new(id, seed, shape.clone())).collect()
 }
 
 const MIB: usize = 1 << 20;
@@ -253,14 +239,7 @@ pub fn run(scenario: Scenario, launch: &Launch, plan: Plan) -> Result<Report, Fa
 }
 
 fn aof(fsync: &str) -> Vec<&str> {
-    vec![
-        "--appendonly",
-        "yes",
-        "--appendfsync",
-        fsync,
-        "--auto-aof-rewrite-min-size",
-        "512mb",
-    ]
+    vec!["--appendonly", "yes", "--appendfsync", fsync, "--auto-aof-rewrite-min-size", "512mb"]
 }
 
 fn plainly(run: &mut Run, options: &[&str], connections: usize) -> Result<(), Failure> {
@@ -278,10 +257,7 @@ fn eviction(run: &mut Run) -> Result<(), Failure> {
     for space in &mut spaces {
         space.shape.evicting = true;
         space.shape.keys = 300;
-        space.shape.sizes = Sizes {
-            middle: 450,
-            large: 10,
-        };
+        space.shape.sizes = Sizes { middle: 450, large: 10 };
     }
     run.traffic(&mut server, &mut spaces, run.plan.ops)?;
     let before = run.done.bytes;
@@ -289,9 +265,7 @@ fn eviction(run: &mut Run) -> Result<(), Failure> {
     let evicted = server.connect()?.info("stats", "evicted_keys")?;
     run.note = format!("{evicted} keys evicted");
     if evicted == "0" && run.plan.ops >= 5000 {
-        return Err(Failure(
-            "nothing was evicted: the scenario shows nothing".into(),
-        ));
+        return Err(Failure("nothing was evicted: the scenario shows nothing".into()));
     }
     if run.done.bytes == before {
         return Err(Failure("no key is left: eviction went too far".into()));
@@ -372,11 +346,7 @@ fn compare_errors(run: &mut Run) -> Result<(), Failure> {
     for ((name, want), (_, got)) in want.iter().zip(&got) {
         if want != got {
             let part = |s: &str| s.chars().take(200).collect::<String>();
-            return Err(Failure(format!(
-                "{name}: plain {}, here {}",
-                part(want),
-                part(got)
-            )));
+            return Err(Failure(format!("{name}: plain {}, here {}", part(want), part(got))));
         }
         run.done.ops += 1;
     }

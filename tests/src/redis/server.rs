@@ -43,10 +43,7 @@ pub enum Launch {
     /// libzio.so preloaded.
     Zio { lib: PathBuf, mode: FaultMode },
     /// Other libraries preloaded (`preload` as for LD_PRELOAD), with variables for them.
-    Shim {
-        preload: OsString,
-        env: Vec<(OsString, OsString)>,
-    },
+    Shim { preload: OsString, env: Vec<(OsString, OsString)> },
     /// Words before the program's name, such as `zio run --fault guard --`.
     Prefix(Vec<String>),
 }
@@ -71,8 +68,7 @@ impl Launch {
 pub fn zio_library() -> Result<PathBuf, Failure> {
     if let Some(path) = std::env::var_os("ZIO_LIB") {
         let path = PathBuf::from(path);
-        return fs::canonicalize(&path)
-            .map_err(|e| Failure(format!("ZIO_LIB={}: {e}", path.display())));
+        return fs::canonicalize(&path).map_err(|e| Failure(format!("ZIO_LIB={}: {e}", path.display())));
     }
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
     let set = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
@@ -95,18 +91,10 @@ pub fn zio_library() -> Result<PathBuf, Failure> {
 /// # Errors
 /// When it can't; the text has the remedy.
 pub fn require_redis() -> Result<(), Failure> {
-    match Command::new("redis-server")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .status()
-    {
+    match Command::new("redis-server").arg("--version").stdout(Stdio::null()).status() {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(Failure(format!(
-            "redis-server --version ended with {status}"
-        ))),
-        Err(e) => Err(Failure(format!(
-            "redis-server can't be run ({e}); remedy: apt-get install redis-server"
-        ))),
+        Ok(status) => Err(Failure(format!("redis-server --version ended with {status}"))),
+        Err(e) => Err(Failure(format!("redis-server can't be run ({e}); remedy: apt-get install redis-server"))),
     }
 }
 
@@ -169,12 +157,7 @@ impl Stats {
     /// # Errors
     /// When it is missing or not the expected JSON.
     pub fn read(path: &Path) -> Result<Stats, Failure> {
-        let bad = |e: &dyn std::fmt::Display| {
-            Failure(format!(
-                "the statistics of libzio.so ({}): {e}",
-                path.display()
-            ))
-        };
+        let bad = |e: &dyn std::fmt::Display| Failure(format!("the statistics of libzio.so ({}): {e}", path.display()));
         let text = fs::read_to_string(path).map_err(|e| bad(&e))?;
         let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| bad(&e))?;
         let word = |key: &str| json[key].as_str().unwrap_or_default().to_owned();
@@ -195,10 +178,7 @@ impl Stats {
     pub fn add(&mut self, other: &Stats) {
         self.requested += other.requested;
         self.elided += other.elided;
-        self.copied_by_program = self
-            .copied_by_program
-            .zip(other.copied_by_program)
-            .map(|(a, b)| a + b);
+        self.copied_by_program = self.copied_by_program.zip(other.copied_by_program).map(|(a, b)| a + b);
         self.materialised += other.materialised;
         self.faults += other.faults;
         self.page_table_calls += other.page_table_calls;
@@ -210,12 +190,7 @@ impl Stats {
     /// When the mode is not the one asked for, or the byte counts don't add up.
     pub fn check(&self, asked: FaultMode) -> Result<(), Failure> {
         if self.mode != asked.name() {
-            return Err(Failure(format!(
-                "asked for mode {}, ran in {:?} ({})",
-                asked.name(),
-                self.mode,
-                self.reason
-            )));
+            return Err(Failure(format!("asked for mode {}, ran in {:?} ({})", asked.name(), self.mode, self.reason)));
         }
         match self.copied_by_program {
             Some(copied) if self.requested != self.elided + copied => Err(Failure(format!(
@@ -294,44 +269,23 @@ impl Server {
                 command.env("ZIO_STATS", &stats);
             }
         }
-        command.args([
-            "--port",
-            &port.to_string(),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-        ]);
+        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
         command.arg("--dir").arg(dir).args(options);
         // The log is the process's own output, not `--logfile`: what a preloaded library or the loader
         // says before main is wanted too.
         let out = File::create(&log)?;
-        command
-            .stdin(Stdio::null())
-            .stdout(out.try_clone()?)
-            .stderr(out)
-            .current_dir(dir);
+        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).current_dir(dir);
         sys::die_with_parent(&mut command);
-        let child = command
-            .spawn()
-            .map_err(|e| Failure(format!("{}: {e}", command.get_program().to_string_lossy())))?;
-        Ok(Server {
-            child,
-            port,
-            log,
-            stats,
-            launch: launch.clone(),
-            ended: None,
-        })
+        let child =
+            command.spawn().map_err(|e| Failure(format!("{}: {e}", command.get_program().to_string_lossy())))?;
+        Ok(Server { child, port, log, stats, launch: launch.clone(), ended: None })
     }
 
     fn wait_ready(&mut self) -> Result<(), Failure> {
         let deadline = Instant::now() + START_PATIENCE;
         loop {
             if let Some(status) = self.ended()? {
-                return Err(Failure(format!(
-                    "redis-server ended while starting: {status}"
-                )));
+                return Err(Failure(format!("redis-server ended while starting: {status}")));
             }
             if let Ok(mut conn) = Conn::open(self.port)
                 && let Ok(Reply::Status(_)) = conn.call(&["PING"])
@@ -339,9 +293,7 @@ impl Server {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(Failure(format!(
-                    "redis-server not ready after {START_PATIENCE:?}"
-                )));
+                return Err(Failure(format!("redis-server not ready after {START_PATIENCE:?}")));
             }
             sleep(Duration::from_millis(10));
         }
@@ -392,10 +344,7 @@ impl Server {
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().collect();
         let tail = lines[lines.len().saturating_sub(50)..].join("\n    ");
-        Failure(format!(
-            "{}\n  the server {state}; end of its log:\n    {tail}",
-            failure.0
-        ))
+        Failure(format!("{}\n  the server {state}; end of its log:\n    {tail}", failure.0))
     }
 
     /// Ends it with SIGTERM and waits; gives the statistics where there are any.
@@ -414,9 +363,7 @@ impl Server {
 
     fn terminate(&mut self) -> Result<(), Failure> {
         if let Some(status) = self.ended()? {
-            return Err(Failure(format!(
-                "redis-server had ended by itself: {status}"
-            )));
+            return Err(Failure(format!("redis-server had ended by itself: {status}")));
         }
         sys::kill(self.pid(), libc::SIGTERM)?;
         let deadline = Instant::now() + STOP_PATIENCE;
@@ -425,9 +372,7 @@ impl Server {
                 break status;
             }
             if Instant::now() > deadline {
-                return Err(Failure(format!(
-                    "redis-server still there {STOP_PATIENCE:?} after SIGTERM"
-                )));
+                return Err(Failure(format!("redis-server still there {STOP_PATIENCE:?} after SIGTERM")));
             }
             sleep(Duration::from_millis(5));
         };

@@ -30,9 +30,7 @@ fn bgsave(conn: &mut Conn) -> Result<(), Failure> {
         Reply::Status(_) => {}
         other => return Err(Failure(format!("BGSAVE: {}", other.brief()))),
     }
-    wait_for("BGSAVE", || {
-        Ok(conn.info("persistence", "rdb_bgsave_in_progress")? == "0")
-    })?;
+    wait_for("BGSAVE", || Ok(conn.info("persistence", "rdb_bgsave_in_progress")? == "0"))?;
     expect_ok(conn, "rdb_last_bgsave_status")
 }
 
@@ -94,12 +92,7 @@ pub(super) fn snapshots(run: &mut Run) -> Result<(), Failure> {
 
 /// A replica that joins while the primary is written to, then again from a file.
 pub(super) fn replication(run: &mut Run) -> Result<(), Failure> {
-    let common = [
-        "--client-output-buffer-limit",
-        "replica 0 0 0",
-        "--repl-diskless-sync-delay",
-        "0",
-    ];
+    let common = ["--client-output-buffer-limit", "replica 0 0 0", "--repl-diskless-sync-delay", "0"];
     let mut primary = run.start(&common)?;
     let options = [&common[..], &["--repl-diskless-load", "swapdb"]].concat();
     // A directory of its own: both would write dump.rdb.
@@ -109,9 +102,7 @@ pub(super) fn replication(run: &mut Run) -> Result<(), Failure> {
     let mut spaces = spaces(8, run.plan.seed, 128 * MIB);
     let port = primary.port().to_string();
     for (first, diskless) in [(true, "yes"), (false, "no")] {
-        primary
-            .connect()?
-            .call(&["CONFIG", "SET", "repl-diskless-sync", diskless])?;
+        primary.connect()?.call(&["CONFIG", "SET", "repl-diskless-sync", diskless])?;
         if !first {
             // Detached while more is written than the backlog holds: the next sync is a full one.
             replica.connect()?.call(&["REPLICAOF", "NO", "ONE"])?;
@@ -126,8 +117,8 @@ pub(super) fn replication(run: &mut Run) -> Result<(), Failure> {
         run.done += driven.map_err(|e| primary.explain(e))?.0;
         caught_up(&primary, &replica)?;
         run.verify(&mut primary, &mut spaces)?;
-        run.done += verify_all(&replica, &mut spaces)
-            .map_err(|e| replica.explain(Failure(format!("on the replica: {e}"))))?;
+        run.done +=
+            verify_all(&replica, &mut spaces).map_err(|e| replica.explain(Failure(format!("on the replica: {e}"))))?;
     }
     let full = primary.connect()?.info("stats", "sync_full")?;
     run.note = format!("{full} full syncs");
@@ -180,13 +171,7 @@ pub(super) fn client_kill(run: &mut Run) -> Result<(), Failure> {
 
 fn victim_round(server: &Server, seed: u64, round: u32) -> Result<(), Failure> {
     let mut admin = server.connect()?;
-    let old = fill(
-        seed,
-        usize::MAX,
-        2 * round,
-        Kind::Random,
-        700_000 + round as usize,
-    );
+    let old = fill(seed, usize::MAX, 2 * round, Kind::Random, 700_000 + round as usize);
     let new = fill(seed, usize::MAX, 2 * round + 1, Kind::Random, 2_000_003);
     admin.call(&[b"SET" as &[u8], b"victim", &old])?;
     let mut request = Vec::new();
@@ -207,17 +192,13 @@ fn victim_round(server: &Server, seed: u64, round: u32) -> Result<(), Failure> {
     }
     victim.send(&gets)?;
     if victim.reply()? != Reply::Bulk(Some(old.clone())) {
-        return Err(Failure(format!(
-            "victim, round {round}: wrong bytes before the kill"
-        )));
+        return Err(Failure(format!("victim, round {round}: wrong bytes before the kill")));
     }
     kill(&mut admin, &id)?;
     // What the kernel already holds may still arrive; it must be whole and right, or cut off.
     while let Ok(reply) = victim.reply() {
         if reply != Reply::Bulk(Some(old.clone())) {
-            return Err(Failure(format!(
-                "victim, round {round}: wrong bytes after the kill"
-            )));
+            return Err(Failure(format!("victim, round {round}: wrong bytes after the kill")));
         }
     }
 

@@ -68,20 +68,13 @@ impl Traffic {
 
     fn publish(&self, batch: &Batch) -> Result<(), Failure> {
         let deadline = Instant::now() + super::resp::PATIENCE;
-        let mut in_flight = self
-            .in_flight
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
         while *in_flight > IN_FLIGHT_BYTES {
             if self.stop.load(Ordering::Relaxed) || Instant::now() > deadline {
                 return Err(Failure("published messages do not arrive".into()));
             }
             let wait = Duration::from_millis(100);
-            in_flight = self
-                .drained
-                .wait_timeout(in_flight, wait)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            in_flight = self.drained.wait_timeout(in_flight, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
         *in_flight += batch.published_bytes;
         self.published.fetch_add(batch.published, Ordering::Relaxed);
@@ -89,10 +82,7 @@ impl Traffic {
     }
 
     fn arrived(&self, len: usize) {
-        let mut in_flight = self
-            .in_flight
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
         *in_flight = in_flight.saturating_sub(len);
         self.drained.notify_all();
     }
@@ -155,17 +145,8 @@ pub fn drive<R>(
         }
         let results: Vec<Result<Done, Failure>> = workers.into_iter().map(join).collect();
         let failed = beside.is_err() || results.iter().any(Result::is_err);
-        let until = Instant::now()
-            + if failed {
-                Duration::ZERO
-            } else {
-                Duration::from_secs(30)
-            };
-        while *traffic
-            .in_flight
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            > 0
+        let until = Instant::now() + if failed { Duration::ZERO } else { Duration::from_secs(30) };
+        while *traffic.in_flight.lock().unwrap_or_else(PoisonError::into_inner) > 0
             && Instant::now() < until
             && !listener.is_finished()
         {
@@ -192,9 +173,7 @@ pub fn drive<R>(
         let (beside, (messages, bytes)) = (beside?, heard?);
         let published = traffic.published.load(Ordering::Relaxed);
         if messages != published {
-            return Err(Failure(format!(
-                "{published} messages published, {messages} arrived"
-            )));
+            return Err(Failure(format!("{published} messages published, {messages} arrived")));
         }
         done.bytes += bytes;
         Ok((done, beside))
@@ -202,18 +181,10 @@ pub fn drive<R>(
 }
 
 fn join<T>(handle: thread::ScopedJoinHandle<'_, Result<T, Failure>>) -> Result<T, Failure> {
-    handle
-        .join()
-        .unwrap_or_else(|_| Err(Failure("a client thread panicked".into())))
+    handle.join().unwrap_or_else(|_| Err(Failure("a client thread panicked".into())))
 }
 
-fn work(
-    port: u16,
-    space: &mut Space,
-    ops: u64,
-    texts: &ErrorTexts,
-    traffic: &Traffic,
-) -> Result<Done, Failure> {
+fn work(port: u16, space: &mut Space, ops: u64, texts: &ErrorTexts, traffic: &Traffic) -> Result<Done, Failure> {
     let mut conn = Conn::open(port)?;
     if space.id.is_multiple_of(8) {
         sys::set_receive_buffer(conn.stream(), RECEIVE_BUFFER_BYTES)?;
@@ -225,17 +196,10 @@ fn work(
         if batch.published > 0 {
             traffic.publish(&batch)?;
         }
-        send(&mut conn, space, &batch).map_err(|e| {
-            Failure(format!(
-                "{} (while sending {})",
-                Failure::from(e),
-                first(&batch)
-            ))
-        })?;
+        send(&mut conn, space, &batch)
+            .map_err(|e| Failure(format!("{} (while sending {})", Failure::from(e), first(&batch))))?;
         for pending in &batch.pending {
-            let reply = conn
-                .reply()
-                .map_err(|e| Failure(format!("{e} (waiting for {})", pending.text)))?;
+            let reply = conn.reply().map_err(|e| Failure(format!("{e} (waiting for {})", pending.text)))?;
             done += settle(pending, &reply, space)?;
             traffic.ops.fetch_add(1, Ordering::Relaxed);
         }
@@ -255,10 +219,7 @@ fn settle(pending: &Pending, reply: &Reply, space: &mut Space) -> Result<Done, F
                 space.note(&fix.key, format!("was evicted, {} shows", pending.text));
                 space.put(&fix.key, fix.value);
             }
-            Ok(Done {
-                ops: 1,
-                bytes: checked.bytes,
-            })
+            Ok(Done { ops: 1, bytes: checked.bytes })
         }
         Err(wrong) => Err(Failure(wrong.explain(&pending.text, space))),
     }
@@ -270,9 +231,7 @@ fn send(conn: &mut Conn, space: &mut Space, batch: &Batch) -> std::io::Result<()
         conn.read_slowly(6, 1 + rng.below(100_000), Duration::from_micros(300));
     }
     if rng.one_in(12) {
-        let mut cuts: Vec<usize> = (0..1 + rng.below(4))
-            .map(|_| rng.below(batch.out.len()))
-            .collect();
+        let mut cuts: Vec<usize> = (0..1 + rng.below(4)).map(|_| rng.below(batch.out.len())).collect();
         // Cuts in the first bytes split the framing, not the payload.
         cuts.push(rng.below(batch.out.len().min(40)));
         cuts.sort_unstable();
@@ -308,13 +267,8 @@ fn listen(conn: &mut Conn, seed: u64, traffic: &Traffic) -> Result<(u64, u64), F
             continue;
         }
         let (space, version, body) = verify_message(seed, message)?;
-        if last
-            .insert(space, version)
-            .is_some_and(|before| before >= version)
-        {
-            return Err(Failure(format!(
-                "message {version} of space {space} is out of order"
-            )));
+        if last.insert(space, version).is_some_and(|before| before >= version) {
+            return Err(Failure(format!("message {version} of space {space} is out of order")));
         }
         messages += 1;
         bytes += body;
@@ -331,10 +285,7 @@ fn verify_message(seed: u64, message: &[u8]) -> Result<(usize, u32, u64), Failur
             head.escape_ascii()
         ))
     };
-    let end = message
-        .iter()
-        .position(|&b| b == b'\n')
-        .ok_or_else(|| bad("no header"))?;
+    let end = message.iter().position(|&b| b == b'\n').ok_or_else(|| bad("no header"))?;
     let header = std::str::from_utf8(&message[..end]).map_err(|_| bad("header is not text"))?;
     let words: Vec<&str> = header.split(' ').collect();
     let [space, version, len, kind] = words[..] else {
@@ -343,11 +294,7 @@ fn verify_message(seed: u64, message: &[u8]) -> Result<(usize, u32, u64), Failur
     let space = space.parse().map_err(|_| bad("header is wrong"))?;
     let version = version.parse().map_err(|_| bad("header is wrong"))?;
     let len: usize = len.parse().map_err(|_| bad("header is wrong"))?;
-    let kind = if kind == "Lines" {
-        Kind::Lines
-    } else {
-        Kind::Random
-    };
+    let kind = if kind == "Lines" { Kind::Lines } else { Kind::Random };
     let body = &message[end + 1..];
     if body.len() != len {
         return Err(bad("wrong length"));
@@ -357,11 +304,7 @@ fn verify_message(seed: u64, message: &[u8]) -> Result<(usize, u32, u64), Failur
         None => Ok((space, version, len as u64)),
         Some(at) => {
             let part = |b: &[u8]| b[at..(at + 32).min(len)].escape_ascii().to_string();
-            Err(bad(&format!(
-                "first difference at offset {at}: expected \"{}\", got \"{}\"",
-                part(&want),
-                part(body)
-            )))
+            Err(bad(&format!("first difference at offset {at}: expected \"{}\", got \"{}\"", part(&want), part(body))))
         }
     }
 }
@@ -397,34 +340,17 @@ pub fn verify_all(server: &Server, spaces: &mut [Space]) -> Result<Done, Failure
     let evicting = spaces.iter().any(|s| s.shape.evicting);
     match conn.call(&["DBSIZE"])? {
         Reply::Int(n) if evicting || n == total as i64 => Ok(done),
-        other => Err(Failure(format!(
-            "DBSIZE: {total} keys expected, got {}",
-            other.brief()
-        ))),
+        other => Err(Failure(format!("DBSIZE: {total} keys expected, got {}", other.brief()))),
     }
 }
 
 fn reading(key: &str, value: &Value) -> Pending {
     let expect = match value {
         Value::Str(b) => Expect::whole(key, Some(b.clone())),
-        Value::List(l) => Expect::Array(
-            l.iter()
-                .map(|b| Expect::whole(key, Some(b.clone())))
-                .collect(),
-        ),
-        Value::Hash(h) => Expect::Fields {
-            key: key.to_owned(),
-            fields: h.clone(),
-        },
+        Value::List(l) => Expect::Array(l.iter().map(|b| Expect::whole(key, Some(b.clone()))).collect()),
+        Value::Hash(h) => Expect::Fields { key: key.to_owned(), fields: h.clone() },
     };
-    let fix = super::check::Fix {
-        key: key.to_owned(),
-        value: None,
-    };
+    let fix = super::check::Fix { key: key.to_owned(), value: None };
     let evicted = Some((Expect::Array(vec![]), vec![fix]));
-    Pending {
-        text: format!("final reading of {key}"),
-        expect,
-        evicted,
-    }
+    Pending { text: format!("final reading of {key}"), expect, evicted }
 }

@@ -23,24 +23,10 @@ impl Arena {
                 continue;
             }
             let tag = Tag::decode(usage).expect("the first page of a free run is tagged");
-            assert!(
-                tag.len >= 1 && tag.len <= self.fresh - page,
-                "run at {page}: {tag:?}"
-            );
-            assert!(
-                before != Some(tag.kind),
-                "two {:?} runs meet at page {page}",
-                tag.kind
-            );
-            assert_eq!(
-                Tag::decode(self.table.usage(page + tag.len - 1)),
-                Some(tag),
-                "last page of {page}"
-            );
-            assert!(
-                (page..page + tag.len).all(|p| is_free(self.table.usage(p))),
-                "in use in run {page}"
-            );
+            assert!(tag.len >= 1 && tag.len <= self.fresh - page, "run at {page}: {tag:?}");
+            assert!(before != Some(tag.kind), "two {:?} runs meet at page {page}", tag.kind);
+            assert_eq!(Tag::decode(self.table.usage(page + tag.len - 1)), Some(tag), "last page of {page}");
+            assert!((page..page + tag.len).all(|p| is_free(self.table.usage(p))), "in use in run {page}");
             match tag.kind {
                 Kind::Dirty => dirty += tag.len,
                 Kind::Clean => clean += tag.len,
@@ -49,26 +35,16 @@ impl Arena {
             before = Some(tag.kind);
             page += tag.len;
         }
-        assert!(
-            self.table.pages() == 0 || self.table.usage(0) == STUCK_USAGE,
-            "page 0"
-        );
+        assert!(self.table.pages() == 0 || self.table.usage(0) == STUCK_USAGE, "page 0");
         assert_eq!(page, self.fresh.max(1), "runs end at the virgin pages");
         assert_eq!(in_use + dirty, self.held_pages, "held");
         assert_eq!(dirty, self.dirty_pages, "dirty");
-        assert_eq!(
-            in_use + dirty + clean + 1,
-            self.fresh.max(1),
-            "every page is in one state"
-        );
+        assert_eq!(in_use + dirty + clean + 1, self.fresh.max(1), "every page is in one state");
         assert_eq!(named, self.named_bytes, "named");
         assert!(self.held_pages <= self.cap_pages, "cap");
         // Looking at all virgin entries would give the whole table memory.
         let virgin = self.fresh..self.table.pages().min(self.fresh.saturating_add(64));
-        assert!(
-            virgin.clone().all(|p| self.table.usage(p) == 0),
-            "virgin pages {virgin:?}"
-        );
+        assert!(virgin.clone().all(|p| self.table.usage(p) == 0), "virgin pages {virgin:?}");
         for (list, &count) in runs.iter().enumerate() {
             self.check_list(list, count);
         }
@@ -104,10 +80,7 @@ mod tests {
         assert_eq!(arena.page_pins(run.page), 1);
         arena.unpin(run.core() + PAGE, 1);
         assert!(arena.pin(run.core(), run.bytes()));
-        assert_eq!(
-            (arena.page_pins(run.page), arena.page_pins(run.page + 1)),
-            (2, STUCK - 1)
-        );
+        assert_eq!((arena.page_pins(run.page), arena.page_pins(run.page + 1)), (2, STUCK - 1));
         arena.check();
     }
 }

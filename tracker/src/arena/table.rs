@@ -81,11 +81,7 @@ impl Tag {
     const HOT_END: u64 = 1 << 61;
 
     pub(super) fn encode(self) -> u64 {
-        let clean = if self.kind == Kind::Clean {
-            Tag::CLEAN
-        } else {
-            0
-        };
+        let clean = if self.kind == Kind::Clean { Tag::CLEAN } else { 0 };
         let hot = if self.hot_end { Tag::HOT_END } else { 0 };
         Tag::FREE | clean | hot | u64::from(self.len & MAX_PAGES) << 32
     }
@@ -94,17 +90,9 @@ impl Tag {
         if usage & Tag::FREE == 0 {
             return None;
         }
-        let kind = if usage & Tag::CLEAN != 0 {
-            Kind::Clean
-        } else {
-            Kind::Dirty
-        };
+        let kind = if usage & Tag::CLEAN != 0 { Kind::Clean } else { Kind::Dirty };
         let len = (usage >> 32) as u32 & MAX_PAGES;
-        Some(Tag {
-            kind,
-            hot_end: usage & Tag::HOT_END != 0,
-            len,
-        })
+        Some(Tag { kind, hot_end: usage & Tag::HOT_END != 0, len })
     }
 
     /// Index of the list that holds runs like this one.
@@ -115,11 +103,7 @@ impl Tag {
 
 pub(super) fn list_of(kind: Kind, len: u32) -> usize {
     let size = (len.clamp(1, LARGE) - 1) as usize;
-    if kind == Kind::Clean {
-        size + LARGE as usize
-    } else {
-        size
-    }
+    if kind == Kind::Clean { size + LARGE as usize } else { size }
 }
 
 /// Free, in the sense of [`PageMeta::usage`]: nothing names the page and nothing pins it.
@@ -170,11 +154,7 @@ impl Table {
 
     pub(super) fn entry(&self, page: u32) -> PageMeta {
         if page >= self.pages {
-            return PageMeta {
-                usage: STUCK_USAGE,
-                newer: 0,
-                older: 0,
-            };
+            return PageMeta { usage: STUCK_USAGE, newer: 0, older: 0 };
         }
         // SAFETY: needs an initialised entry: in range as above, and `&self` excludes a writer.
         unsafe { *self.meta.add(page as usize) }
@@ -213,12 +193,7 @@ pub(super) struct Span {
 impl Span {
     /// Whole pages.
     pub(super) fn pages_only(first: u32, end: u32) -> Span {
-        Span {
-            first,
-            end,
-            head: PAGE,
-            tail: PAGE,
-        }
+        Span { first, end, head: PAGE, tail: PAGE }
     }
 
     /// Calls `f(usage, bytes)` for each page's entry, ascending. Inlined, so that whole pages get a loop of

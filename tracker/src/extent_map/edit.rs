@@ -1,10 +1,7 @@
 //! Structural changes of the extent map: entries in and out of leaves, splits, merges, separators.
 
 use super::nodes::{INNER_CAP, LEAF_CAP, NIL};
-use super::{
-    Extent, ExtentMap, INNER_LOW, INNER_MERGED, LEAF_LOW, LEAF_MERGED, MAX_HEIGHT, MapFull, Path,
-    Pos,
-};
+use super::{Extent, ExtentMap, INNER_LOW, INNER_MERGED, LEAF_LOW, LEAF_MERGED, MAX_HEIGHT, MapFull, Path, Pos};
 
 impl ExtentMap {
     /// Erases `[start, end)` from the inside of the extent at `pos`. On error nothing was changed.
@@ -21,9 +18,7 @@ impl ExtentMap {
         // at `pos` keeps its start.
         let path = self.descend(rest.start);
         let slot = self.pool.leaf(path.leaf).rank(rest.start);
-        self.pool
-            .leaf_mut(pos.leaf)
-            .set_len(pos.slot, start - whole.start);
+        self.pool.leaf_mut(pos.leaf).set_len(pos.slot, start - whole.start);
         if let Err(full) = self.add(&path, slot, rest) {
             self.pool.leaf_mut(pos.leaf).set_len(pos.slot, whole.len);
             return Err(full);
@@ -34,33 +29,18 @@ impl ExtentMap {
 
     /// Erases, from `pos` on in its leaf, all that lies before `end`; no extent there starts earlier than the
     /// range. Returns where to go on, if the range may reach into the next leaf.
-    pub(super) fn erase_in_leaf(
-        &mut self,
-        pos: Pos,
-        end: u64,
-        dropped: &mut impl FnMut(Extent),
-    ) -> Option<Pos> {
+    pub(super) fn erase_in_leaf(&mut self, pos: Pos, end: u64, dropped: &mut impl FnMut(Extent)) -> Option<Pos> {
         let first_key = self.pool.leaf(pos.leaf).key(pos.slot);
         let count = self.pool.leaf(pos.leaf).count();
         let mut slot = pos.slot;
         while slot < count {
-            let e = self.extent(Pos {
-                leaf: pos.leaf,
-                slot,
-            });
+            let e = self.extent(Pos { leaf: pos.leaf, slot });
             if e.start >= end {
                 break;
             }
             dropped(e.clip(e.start, end));
             if e.end() > end {
-                self.trim_front(
-                    Pos {
-                        leaf: pos.leaf,
-                        slot,
-                    },
-                    e,
-                    end,
-                );
+                self.trim_front(Pos { leaf: pos.leaf, slot }, e, end);
                 break;
             }
             slot += 1;
@@ -70,18 +50,13 @@ impl ExtentMap {
         if slot > pos.slot {
             self.remove(pos, slot, first_key);
         }
-        resume
-            .filter(|&key| key < end)
-            .and_then(|key| self.seek(key))
+        resume.filter(|&key| key < end).and_then(|key| self.seek(key))
     }
 
     /// Lets the extent `e` at `pos` start at `to`, inside it.
     fn trim_front(&mut self, pos: Pos, e: Extent, to: u64) {
-        let path =
-            (pos.slot + 1 == self.pool.leaf(pos.leaf).count()).then(|| self.descend(e.start));
-        self.pool
-            .leaf_mut(pos.leaf)
-            .set(pos.slot, e.clip(to, e.end()).pack());
+        let path = (pos.slot + 1 == self.pool.leaf(pos.leaf).count()).then(|| self.descend(e.start));
+        self.pool.leaf_mut(pos.leaf).set(pos.slot, e.clip(to, e.end()).pack());
         // By M4 the new start may lie past the separator to the next leaf, all of whose keys are at least the
         // extent's end.
         if let Some(path) = path {
@@ -143,11 +118,7 @@ impl ExtentMap {
         let new = self.pool.alloc_leaf().ok_or(MapFull)?;
         let next = self.pool.leaf(path.leaf).next;
         // Addresses that only grow leave full leaves behind.
-        let mid = if slot == LEAF_CAP && next == NIL {
-            LEAF_CAP
-        } else {
-            LEAF_CAP / 2 + 1
-        };
+        let mid = if slot == LEAF_CAP && next == NIL { LEAF_CAP } else { LEAF_CAP / 2 + 1 };
         for i in mid..LEAF_CAP {
             let entry = self.pool.leaf(path.leaf).entry(i);
             self.pool.leaf_mut(new).insert(i - mid, entry);
@@ -185,9 +156,7 @@ impl ExtentMap {
             if slot < MID {
                 self.pool.inner_mut(node).insert_after(slot, sep, kid);
             } else {
-                self.pool
-                    .inner_mut(right)
-                    .insert_after(slot - MID, sep, kid);
+                self.pool.inner_mut(right).insert_after(slot - MID, sep, kid);
             }
             (sep, kid) = (up, right);
         }
@@ -246,11 +215,7 @@ impl ExtentMap {
     }
 
     fn kid_count(&self, node: u32, is_leaf: bool) -> usize {
-        if is_leaf {
-            self.pool.leaf(node).count()
-        } else {
-            self.pool.inner(node).count()
-        }
+        if is_leaf { self.pool.leaf(node).count() } else { self.pool.inner(node).count() }
     }
 
     /// Takes a node that holds nothing out of the chain of leaves, if it is one, and frees it.
@@ -275,9 +240,7 @@ impl ExtentMap {
         let limit = if is_leaf { LEAF_MERGED } else { INNER_MERGED };
         let p = self.pool.inner(parent);
         let fits = |s: usize| {
-            s + 1 < p.count()
-                && self.kid_count(p.kid(s), is_leaf) + self.kid_count(p.kid(s + 1), is_leaf)
-                    <= limit
+            s + 1 < p.count() && self.kid_count(p.kid(s), is_leaf) + self.kid_count(p.kid(s + 1), is_leaf) <= limit
         };
         let left_slot = match slot.checked_sub(1) {
             _ if fits(slot) => slot,
@@ -305,22 +268,12 @@ impl ExtentMap {
     ///
     /// If an invariant of the module is broken. For tests and debug builds: it visits every node.
     pub fn check(&self) {
-        let mut seen = Census {
-            last_leaf: NIL,
-            last: None,
-            extents: 0,
-            leaves: 0,
-            inners: 0,
-        };
+        let mut seen = Census { last_leaf: NIL, last: None, extents: 0, leaves: 0, inners: 0 };
         if self.height > 0 {
             self.check_node(self.root, 1, 0, u64::MAX, &mut seen);
         }
         if seen.last_leaf != NIL {
-            assert_eq!(
-                self.pool.leaf(seen.last_leaf).next,
-                NIL,
-                "the chain goes on past the last leaf"
-            );
+            assert_eq!(self.pool.leaf(seen.last_leaf).next, NIL, "the chain goes on past the last leaf");
         }
         assert_eq!(seen.extents, self.count, "extents");
         assert_eq!(seen.inners, self.inners, "inner nodes");
@@ -333,10 +286,7 @@ impl ExtentMap {
         }
         let inner = self.pool.inner(node);
         let n = inner.count();
-        assert!(
-            n <= INNER_CAP && n >= if level == 1 { 2 } else { 1 },
-            "kids of an inner node"
-        );
+        assert!(n <= INNER_CAP && n >= if level == 1 { 2 } else { 1 }, "kids of an inner node");
         assert!(inner.is_tidy(), "separators past the last kid");
         seen.inners += 1;
         let mut from = low;
@@ -350,10 +300,7 @@ impl ExtentMap {
 
     fn check_leaf(&self, node: u32, low: u64, high: u64, seen: &mut Census) {
         let leaf = self.pool.leaf(node);
-        assert!(
-            leaf.count() <= LEAF_CAP && (leaf.count() > 0 || self.height == 1),
-            "M3"
-        );
+        assert!(leaf.count() <= LEAF_CAP && (leaf.count() > 0 || self.height == 1), "M3");
         assert!(leaf.is_tidy(), "keys past the count");
         assert_eq!(leaf.prev, seen.last_leaf, "link back");
         if seen.last_leaf != NIL {
@@ -363,10 +310,7 @@ impl ExtentMap {
         seen.leaves += 1;
         for slot in 0..leaf.count() {
             let e = self.extent(Pos { leaf: node, slot });
-            assert!(
-                e.start >= low && e.start < high,
-                "M4: {e:?} is outside its leaf"
-            );
+            assert!(e.start >= low && e.start < high, "M4: {e:?} is outside its leaf");
             assert!(e.len > 0 && e.fits(), "M1: {e:?}");
             if let Some(last) = seen.last {
                 assert!(last.end() <= e.start, "M1: {last:?} overlaps {e:?}");

@@ -99,11 +99,7 @@ impl Leaf {
     #[inline(always)]
     pub(super) fn entry(&self, slot: usize) -> Entry {
         let s = slot & 31;
-        Entry {
-            key: self.keys[s],
-            len: self.lens[s],
-            val: self.vals[s],
-        }
+        Entry { key: self.keys[s], len: self.lens[s], val: self.vals[s] }
     }
 
     #[inline(always)]
@@ -180,8 +176,7 @@ impl Leaf {
 
     /// Whether N1 holds.
     pub(super) fn is_tidy(&self) -> bool {
-        self.keys[self.count()..].iter().all(|&k| k == VACANT)
-            && (0..3).all(|i| self.pivots[i] == self.keys[i * 8 + 7])
+        self.keys[self.count()..].iter().all(|&k| k == VACANT) && (0..3).all(|i| self.pivots[i] == self.keys[i * 8 + 7])
     }
 }
 
@@ -288,9 +283,7 @@ impl Inner {
 
     /// Whether N1 holds.
     pub(super) fn is_tidy(&self) -> bool {
-        self.seps[self.count().saturating_sub(1)..]
-            .iter()
-            .all(|&k| k == VACANT)
+        self.seps[self.count().saturating_sub(1)..].iter().all(|&k| k == VACANT)
             && (0..7).all(|i| self.pivots[i] == self.seps[i * 8 + 7])
     }
 }
@@ -313,13 +306,7 @@ unsafe impl Sync for Pool {}
 
 impl Pool {
     pub(super) const fn empty() -> Pool {
-        Pool {
-            base: NonNull::dangling(),
-            cap: 0,
-            fresh: 0,
-            free_head: NIL,
-            free_len: 0,
-        }
+        Pool { base: NonNull::dangling(), cap: 0, fresh: 0, free_head: NIL, free_len: 0 }
     }
 
     /// # Safety
@@ -335,11 +322,7 @@ impl Pool {
         }
         // NIL is not a node number, so a larger region is used in part.
         let cap = u32::try_from(len / NODE).unwrap_or(NIL).min(NIL - 1);
-        Pool {
-            base,
-            cap,
-            ..Pool::empty()
-        }
+        Pool { base, cap, ..Pool::empty() }
     }
 
     /// Nodes that can still be allocated.

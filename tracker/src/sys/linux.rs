@@ -86,9 +86,7 @@ impl Linux {
         };
         let mut api = [UFFD_API, UFFD_FEATURE_SIGBUS, 0];
         // SAFETY: `api` is a struct uffdio_api (three u64) of ours.
-        let r = unsafe {
-            raw::call(libc::SYS_ioctl, [fresh as u64, UFFDIO_API, api.as_mut_ptr() as u64, 0, 0, 0])
-        };
+        let r = unsafe { raw::call(libc::SYS_ioctl, [fresh as u64, UFFDIO_API, api.as_mut_ptr() as u64, 0, 0, 0]) };
         if let Err(e) = r {
             close(fresh);
             return Err(e);
@@ -144,9 +142,7 @@ fn close(fd: i32) {
 fn lift(fd: i32) -> i32 {
     for floor in [DESCRIPTOR_FLOOR, 200, 64] {
         // SAFETY: F_DUPFD_CLOEXEC on our own descriptor.
-        let r = unsafe {
-            raw::call(libc::SYS_fcntl, [fd as u64, libc::F_DUPFD_CLOEXEC as u64, floor, 0, 0, 0])
-        };
+        let r = unsafe { raw::call(libc::SYS_fcntl, [fd as u64, libc::F_DUPFD_CLOEXEC as u64, floor, 0, 0, 0]) };
         if let Ok(high) = r {
             close(fd);
             return high as i32;

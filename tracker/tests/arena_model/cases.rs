@@ -41,13 +41,7 @@ fn neighbours_merge_and_the_hot_side_is_reused() {
     }
     arena.unpin_run(a);
     arena.unpin_run(b);
-    assert_eq!(
-        arena.alloc(40),
-        Some(Run {
-            page: a.page,
-            pages: 32
-        })
-    );
+    assert_eq!(arena.alloc(40), Some(Run { page: a.page, pages: 32 }));
     arena.check();
 }
 
@@ -78,21 +72,12 @@ fn purging_takes_the_oldest_run_and_its_cold_side() {
 fn tiny_runs_come_last() {
     let Fixture { mut arena, _meta } = arena(64, 63);
     let run = arena.alloc(8).unwrap();
-    let tiny = Run {
-        page: run.page + 2,
-        pages: 3,
-    };
+    let tiny = Run { page: run.page + 2, pages: 3 };
     arena.unpin_run(tiny);
     assert_eq!(arena.alloc(8), Some(Run { page: 9, pages: 8 }));
     // A small wish takes a tiny run at once.
     assert_eq!(arena.alloc(2).unwrap().pages, 2);
-    assert_eq!(
-        arena.alloc(100),
-        Some(Run {
-            page: 17,
-            pages: 47
-        })
-    );
+    assert_eq!(arena.alloc(100), Some(Run { page: 17, pages: 47 }));
     assert_eq!(arena.alloc(100).unwrap().pages, 1);
     assert_eq!(arena.alloc(1), None);
     arena.check();
@@ -123,13 +108,7 @@ fn pages_freed_in_any_order_become_one_run() {
     for _ in 0..20 {
         let Fixture { mut arena, _meta } = arena(513, 512);
         let all = arena.alloc(512).unwrap();
-        assert_eq!(
-            all,
-            Run {
-                page: 1,
-                pages: 512
-            }
-        );
+        assert_eq!(all, Run { page: 1, pages: 512 });
         let mut order: Vec<u32> = (1..513).collect();
         for i in (1..order.len()).rev() {
             order.swap(i, rng.below(i as u64 + 1) as usize);
@@ -156,10 +135,7 @@ fn the_zero_page_is_neither_counted_nor_freed() {
     }
     arena.unname(0, PAGE);
     arena.unname(0, PAGE);
-    assert_eq!(
-        (arena.page_named(0), arena.named_bytes(), arena.held_bytes()),
-        (0, 0, 0)
-    );
+    assert_eq!((arena.page_named(0), arena.named_bytes(), arena.held_bytes()), (0, 0, 0));
     assert_eq!(arena.alloc(10), Some(Run { page: 1, pages: 3 }));
     assert_eq!(arena.misuses(), 0);
     arena.check();
@@ -177,10 +153,7 @@ fn a_name_count_that_would_overflow_changes_nothing() {
     assert_eq!(arena.page_named(run.page + 1), u32::MAX);
     assert!(!arena.name(middle, 1));
     assert!(!arena.name(run.core() + 7, run.bytes() - 14));
-    assert_eq!(
-        (arena.page_named(run.page), arena.page_named(run.page + 2)),
-        (0, 0)
-    );
+    assert_eq!((arena.page_named(run.page), arena.page_named(run.page + 2)), (0, 0));
     assert_eq!(arena.page_pins(run.page + 1), 1);
     assert_eq!(arena.named_bytes(), PAGE);
     arena.check();
@@ -210,10 +183,7 @@ mod misuse {
         // Pages 1, 3 and 4 came back, page 2 never does.
         assert_eq!(arena.dirty_free_bytes(), 3 * PAGE);
         while let Some(got) = arena.alloc(9) {
-            assert!(
-                !(got.page..got.page + got.pages).contains(&(run.page + 1)),
-                "{got:?}"
-            );
+            assert!(!(got.page..got.page + got.pages).contains(&(run.page + 1)), "{got:?}");
         }
         assert_eq!(arena.held_bytes(), 9 * PAGE);
         arena.check();
@@ -230,10 +200,7 @@ mod misuse {
         arena.unname(run.core(), PAGE);
         arena.unpin_run(Run { page: 2, pages: 1 });
         arena.check();
-        assert_eq!(
-            (arena.dirty_free_bytes(), arena.held_bytes()),
-            (PAGE, 2 * PAGE)
-        );
+        assert_eq!((arena.dirty_free_bytes(), arena.held_bytes()), (PAGE, 2 * PAGE));
     }
 
     #[test]
@@ -264,33 +231,15 @@ mod misuse {
     fn ranges_outside_the_arena_change_nothing() {
         let Fixture { mut arena, _meta } = arena(10, 9);
         let run = arena.alloc(2).unwrap();
-        for (core, len) in [
-            (PAGE, 3 * PAGE),
-            (9 * PAGE, 1),
-            (u64::MAX, 2),
-            (u64::MAX - 5, 5),
-            (PAGE, u64::MAX),
-        ] {
+        for (core, len) in [(PAGE, 3 * PAGE), (9 * PAGE, 1), (u64::MAX, 2), (u64::MAX - 5, 5), (PAGE, u64::MAX)] {
             assert!(!arena.name(core, len) && !arena.pin(core, len));
             arena.unname(core, len);
             arena.unpin(core, len);
         }
-        arena.unpin_run(Run {
-            page: u32::MAX,
-            pages: u32::MAX,
-        });
-        arena.purged(
-            Run {
-                page: 2,
-                pages: u32::MAX,
-            },
-            true,
-        );
+        arena.unpin_run(Run { page: u32::MAX, pages: u32::MAX });
+        arena.purged(Run { page: 2, pages: u32::MAX }, true);
         arena.check();
-        assert_eq!(
-            (arena.held_bytes(), arena.page_pins(run.page)),
-            (2 * PAGE, 1)
-        );
+        assert_eq!((arena.held_bytes(), arena.page_pins(run.page)), (2 * PAGE, 1));
         assert_eq!(arena.alloc(100), Some(Run { page: 3, pages: 7 }));
     }
 }
@@ -306,9 +255,7 @@ fn cost_of_naming() {
         let rounds = 100u32;
         let (mut name, mut unname, mut cycle) = ([u128::MAX; 3]).into();
         for _ in 0..2000 {
-            name = name.min(nanoseconds(rounds, || {
-                assert!(arena.name(black_box(core), len))
-            }));
+            name = name.min(nanoseconds(rounds, || assert!(arena.name(black_box(core), len))));
             unname = unname.min(nanoseconds(rounds, || arena.unname(black_box(core), len)));
             cycle = cycle.min(nanoseconds(rounds, || {
                 let run = arena.alloc(black_box(pages)).unwrap();

@@ -72,9 +72,7 @@ pub fn env(name: &str, default: u64) -> u64 {
 
 /// The generator of one test, from `ZIO_SEED` or the clock; prints the seed.
 pub fn rng(salt: u64) -> Rng {
-    let clock = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap();
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let seed = env("ZIO_SEED", clock.as_nanos() as u64 >> 4 | 1);
     println!("ZIO_SEED={seed}");
     let mut rng = Rng((seed ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1);

@@ -20,10 +20,7 @@ impl Planner<'_> {
         if keys.is_empty() {
             return None;
         }
-        let wants: Vec<Expect> = keys
-            .iter()
-            .map(|k| Expect::whole(k, self.space.string(k)))
-            .collect();
+        let wants: Vec<Expect> = keys.iter().map(|k| Expect::whole(k, self.space.string(k))).collect();
         let mut args: Vec<&[u8]> = vec![b"MGET"];
         args.extend(keys.iter().map(String::as_bytes));
         let text = format!("MGET {}", keys.join(" "));
@@ -68,41 +65,21 @@ impl Planner<'_> {
         let b = a + self.space.rng.below(whole.len());
         let reply = |len: usize, data: &Bytes| {
             let range = range(data.len(), a, b);
-            let part = Expect::Bulk {
-                key: to.clone(),
-                data: data.clone(),
-                range,
-            };
+            let part = Expect::Bulk { key: to.clone(), data: data.clone(), range };
             Expect::Array(vec![Expect::Int(len as i64), part])
         };
         let fixes = vec![
-            Fix {
-                key: from.clone(),
-                value: None,
-            },
-            Fix {
-                key: to.clone(),
-                value: Some(Value::Str(piece.clone())),
-            },
+            Fix { key: from.clone(), value: None },
+            Fix { key: to.clone(), value: Some(Value::Str(piece.clone())) },
         ];
         let gone = old.map(|_| (reply(0, &piece), fixes));
         let expect = reply(len, &whole);
         self.space.put(&to, Some(Value::Str(whole)));
-        let text = format!(
-            "EVAL SET {to} = GET {from} .. (version {version}, {} bytes); GETRANGE {a} {b}",
-            piece.len()
-        );
+        let text =
+            format!("EVAL SET {to} = GET {from} .. (version {version}, {} bytes); GETRANGE {a} {b}", piece.len());
         let (a, b) = (a.to_string(), b.to_string());
-        let args: [&[u8]; 8] = [
-            b"EVAL",
-            SCRIPT.as_bytes(),
-            b"2",
-            from.as_bytes(),
-            to.as_bytes(),
-            &piece,
-            a.as_bytes(),
-            b.as_bytes(),
-        ];
+        let args: [&[u8]; 8] =
+            [b"EVAL", SCRIPT.as_bytes(), b"2", from.as_bytes(), to.as_bytes(), &piece, a.as_bytes(), b.as_bytes()];
         self.send_or(&args, text, &[&from, &to], expect, gone);
         Some(())
     }
@@ -112,13 +89,7 @@ impl Planner<'_> {
         let had = self.space.put(key, None).is_some();
         let args: [&[u8]; 2] = [b"DEL", key.as_bytes()];
         let gone = Some((Expect::Int(0), vec![]));
-        self.send_or(
-            &args,
-            format!("DEL {key}"),
-            &[key],
-            Expect::Int(i64::from(had)),
-            gone,
-        );
+        self.send_or(&args, format!("DEL {key}"), &[key], Expect::Int(i64::from(had)), gone);
     }
 
     pub(super) fn needs_del(&mut self, key: &str) -> bool {
@@ -157,23 +128,9 @@ impl Planner<'_> {
             Some(Value::List(l)) => l.clone(),
             _ => VecDeque::new(),
         };
-        let from = if self.space.rng.one_in(2) {
-            0
-        } else {
-            self.space.rng.below(list.len())
-        };
-        let wants: Vec<Expect> = list
-            .iter()
-            .skip(from)
-            .map(|b| Expect::whole(&key, Some(b.clone())))
-            .collect();
-        let gone = (
-            Expect::Array(vec![]),
-            vec![Fix {
-                key: key.clone(),
-                value: None,
-            }],
-        );
+        let from = if self.space.rng.one_in(2) { 0 } else { self.space.rng.below(list.len()) };
+        let wants: Vec<Expect> = list.iter().skip(from).map(|b| Expect::whole(&key, Some(b.clone()))).collect();
+        let gone = (Expect::Array(vec![]), vec![Fix { key: key.clone(), value: None }]);
         let start = from.to_string();
         let args: [&[u8]; 4] = [b"LRANGE", key.as_bytes(), start.as_bytes(), b"-1"];
         let text = format!("LRANGE {key} {from} -1");
@@ -215,25 +172,10 @@ impl Planner<'_> {
             Some(Value::Hash(h)) => h.clone(),
             _ => BTreeMap::new(),
         };
-        let gone = (
-            Expect::Array(vec![]),
-            vec![Fix {
-                key: key.clone(),
-                value: None,
-            }],
-        );
-        let expect = Expect::Fields {
-            key: key.clone(),
-            fields,
-        };
+        let gone = (Expect::Array(vec![]), vec![Fix { key: key.clone(), value: None }]);
+        let expect = Expect::Fields { key: key.clone(), fields };
         let text = format!("HGETALL {key}");
-        self.send_or(
-            &[b"HGETALL", key.as_bytes()],
-            text,
-            &[&key],
-            expect,
-            Some(gone),
-        );
+        self.send_or(&[b"HGETALL", key.as_bytes()], text, &[&key], expect, Some(gone));
         Some(())
     }
 
@@ -250,11 +192,7 @@ impl Planner<'_> {
             2 => (vec![b"SETRANGE", k, b"536870912", &big], &t.too_long),
             _ => (vec![b"SET", k, &big, b"BADOPTION"], &t.syntax),
         };
-        let what = format!(
-            "(must fail) {} {key} with {} bytes",
-            args[0].escape_ascii(),
-            big.len()
-        );
+        let what = format!("(must fail) {} {key} with {} bytes", args[0].escape_ascii(), big.len());
         let expect = Expect::Error(text.to_owned());
         self.send(&args, what, &[&key], expect);
         Some(())
@@ -264,35 +202,19 @@ impl Planner<'_> {
         let key = format!("message:{}", self.space.id);
         let (body, version) = self.space.fresh(&key, LARGEST);
         let kind = self.space.written().next_back()?.kind;
-        let mut message =
-            format!("{} {version} {} {kind:?}\n", self.space.id, body.len()).into_bytes();
+        let mut message = format!("{} {version} {} {kind:?}\n", self.space.id, body.len()).into_bytes();
         message.extend_from_slice(&body);
         self.batch.published_bytes += message.len();
         self.batch.published += 1;
         let text = format!("PUBLISH (version {version}, {} bytes)", body.len());
-        self.send(
-            &[b"PUBLISH", CHANNEL.as_bytes(), &message],
-            text,
-            &[],
-            Expect::Int(1),
-        );
+        self.send(&[b"PUBLISH", CHANNEL.as_bytes(), &message], text, &[], Expect::Int(1));
         Some(())
     }
 
     pub(super) fn report(&mut self) -> Option<()> {
         match self.space.rng.below(3) {
-            0 => self.send(
-                &[b"CLIENT", b"LIST"],
-                "CLIENT LIST".into(),
-                &[],
-                Expect::Contains("addr="),
-            ),
-            1 => self.send(
-                &[b"INFO"],
-                "INFO".into(),
-                &[],
-                Expect::Contains("redis_version:"),
-            ),
+            0 => self.send(&[b"CLIENT", b"LIST"], "CLIENT LIST".into(), &[], Expect::Contains("addr=")),
+            1 => self.send(&[b"INFO"], "INFO".into(), &[], Expect::Contains("redis_version:")),
             _ => self.send(&[b"PING"], "PING".into(), &[], Expect::Status("PONG")),
         }
         Some(())
