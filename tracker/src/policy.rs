@@ -18,7 +18,7 @@ const LEVEL_MAX: u32 = 12;
 pub const SITES: usize = 4096;
 /// A site retries pages that were touched once ("hot") every this many elisions at first, and up to
 /// [`REARM_MAX`].
-const REARM_MIN: u32 = 128;
+const REARM_MIN: u32 = 32;
 const REARM_MAX: u32 = 4096;
 
 /// What the decision depends on.
