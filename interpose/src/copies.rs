@@ -11,7 +11,7 @@
 //! prototype at all times: first the fallback below, then libc's. The slow paths get the C function's own
 //! contract from their caller.
 
-use crate::{TRACKER, config, real, threads};
+use crate::{TRACKER, real, threads};
 use core::arch::{global_asm, naked_asm};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use zio_tracker::addr::Span;
@@ -347,9 +347,11 @@ unsafe fn copy_or_move(dst: u64, src: u64, n: u64, site: u64, counted: bool) {
 fn copy_by_name(dst: Span, src: Span, site: u64) -> Option<u64> {
     let thread = threads::current();
     let named = TRACKER.pages.any_armed(src);
-    let large = src.len() >= config::threshold() && TRACKER.pages.any_armed(dst) && TRACKER.mostly_armed(dst);
     let mut why = if named { Counter::PassBelowThreshold } else { Counter::PassUnnamed };
-    if (named && src.len() >= RENAME_MIN || large)
+    // Bytes that must be moved are better moved to a core than to pages that would be disarmed now, and armed again by
+    // the next copy that can be named.
+    if src.len() >= RENAME_MIN
+        && (named || TRACKER.pages.any_armed(dst) && TRACKER.mostly_armed(dst))
         && let Some(t) = thread
     {
         let here = 0u64;

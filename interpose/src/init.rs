@@ -12,6 +12,7 @@ use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use zio_tracker::addr::{PAGE, Span};
 use zio_tracker::arena::PageMeta;
+use zio_tracker::child::RING_BYTES;
 use zio_tracker::policy::{SITES, Site};
 use zio_tracker::raw;
 use zio_tracker::state::{Arming, BOUNCE, Memory};
@@ -130,6 +131,7 @@ fn start(env: Environment) -> Result<Mode, Why> {
     let memory = reserve()?;
     // SAFETY: fresh mappings, once.
     unsafe { TRACKER.init(memory, stats, threshold) };
+    threads::announce();
     if TRACKER.kernel.open().is_err() {
         return Err(Why(
             b"the kernel refuses userfaultfd",
@@ -181,6 +183,7 @@ fn reserve() -> Result<Memory, Why> {
         known: (map(scale(64 << 20))?, scale(64 << 20)),
         registered: (map(scale(64 << 20))?, scale(64 << 20)),
         bounce: map(BOUNCE)?,
+        child: map(RING_BYTES)?,
         sites: map((size_of::<Site>() * SITES) as u64)?,
     })
 }

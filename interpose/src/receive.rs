@@ -144,7 +144,8 @@ unsafe fn receive(fd: c_int, b: u64, n: usize, site: u64, way: Option<Way>, dire
         // SAFETY: this thread's errno; a refused try left its own value.
         unsafe { *__errno_location() = before };
     }
-    if armed {
+    // Looked at again: the plan may have waited for the lock.
+    if armed || large {
         let _ = TRACKER.make_resident(thread, s);
     }
     let r = direct();

@@ -44,6 +44,7 @@ fn send_parts(
     direct: impl FnOnce() -> isize,
 ) -> isize {
     let t = threads::current();
+    TRACKER.child_trim(t);
     if v.is_null() || n == 0 || n > 1024 || !config::loaded() || !any_armed(v, n) {
         return sent(t, direct());
     }

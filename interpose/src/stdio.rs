@@ -59,21 +59,31 @@ unsafe fn bounce_write(s: Span, f: *mut c_void) -> Option<u64> {
 /// fwrite(3).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn fwrite(p: *mut c_void, size: usize, n: usize, f: *mut c_void) -> usize {
-    let span = size.checked_mul(n).and_then(|k| Span::new(p as u64, k as u64));
+    let span = size.checked_mul(n).and_then(|k| Span::new(p as u64, k as u64)).filter(|_| config::loaded());
     // SAFETY: the program's call.
     unsafe {
-        match span {
-            Some(s) if config::loaded() && TRACKER.pages.any_armed(s) => match bounce_write(s, f) {
-                Some(done) if done == s.len() => n,
-                Some(done) => (done as usize).checked_div(size).unwrap_or(0),
-                None => {
-                    let _ = TRACKER.make_resident(threads::current(), s);
-                    real::fwrite(p, size, n, f)
-                }
-            },
-            _ => real::fwrite(p, size, n, f),
-        }
+        let Some(s) = span else { return real::fwrite(p, size, n, f) };
+        in_stream(|| match TRACKER.pages.any_armed(s).then(|| bounce_write(s, f)) {
+            Some(Some(done)) if done == s.len() => n,
+            Some(Some(done)) => (done as usize).checked_div(size).unwrap_or(0),
+            Some(None) => {
+                let _ = TRACKER.make_resident(threads::current(), s);
+                real::fwrite(p, size, n, f)
+            }
+            None => real::fwrite(p, size, n, f),
+        })
     }
+}
+
+/// Runs a look at the program's memory and the call of libc's that uses it after waiting for the stream's lock: no page
+/// of the memory may be armed in between.
+fn in_stream<R>(f: impl FnOnce() -> R) -> R {
+    let t = threads::current();
+    TRACKER.child_trim(t);
+    TRACKER.stream_begins(t);
+    let r = f();
+    TRACKER.stream_ends(t);
+    r
 }
 
 /// fwrite without the stream's lock: the lock is recursive and taken all the same, which nobody can tell.
@@ -140,7 +150,7 @@ unsafe fn armed_string(p: *mut c_void) -> Option<Span> {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn fputs(p: *mut c_void, f: *mut c_void) -> c_int {
     // SAFETY: the program's string and stream.
-    unsafe {
+    in_stream(|| unsafe {
         match armed_string(p) {
             Some(s) if TRACKER.pages.any_armed(s) => {
                 if fwrite(p, 1, s.len() as usize, f) as u64 == s.len() {
@@ -151,7 +161,7 @@ unsafe extern "C" fn fputs(p: *mut c_void, f: *mut c_void) -> c_int {
             }
             _ => real::fputs(p, f),
         }
-    }
+    })
 }
 
 /// fputs without the stream's lock; see [`fwrite_unlocked`].
@@ -165,12 +175,12 @@ unsafe extern "C" fn fputs_unlocked(p: *mut c_void, f: *mut c_void) -> c_int {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn puts(p: *mut c_void) -> c_int {
     // SAFETY: the program's string.
-    unsafe {
+    in_stream(|| unsafe {
         if let Some(s) = armed_string(p) {
             let _ = TRACKER.make_resident(threads::current(), s);
         }
         real::puts(p)
-    }
+    })
 }
 
 /// Memory that becomes a stream's buffer: libc fills it from the kernel, and writes from it, unseen.

@@ -27,6 +27,12 @@ pub fn init() -> bool {
     }
 }
 
+/// Tells the tracker where the records are.
+pub fn announce() {
+    // SAFETY: the pool, as the file's paragraph says.
+    unsafe { TRACKER.set_records(POOL.load(Ordering::Acquire)) };
+}
+
 /// The running thread's record; `None` when the pool is used up or the tracker is not ready.
 #[inline]
 pub fn current() -> Option<&'static Thread> {

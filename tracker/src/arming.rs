@@ -148,7 +148,7 @@ impl<K: Kernel> Tracker<K> {
 
     /// Only known memory is armed, and no part of the stack that is running, should the program have put it into
     /// such memory: the kernel writes signal frames there.
-    fn may_arm(&self, st: &State, pages: Span) -> Result<(), Errno> {
+    pub(crate) fn may_arm(&self, st: &State, pages: Span) -> Result<(), Errno> {
         let here = 0u8;
         let sp = &raw const here as u64;
         let on_stack = st.known.find(sp).is_some() && pages.end > sp && pages.start < sp.saturating_add(STACK_REACH);
@@ -246,7 +246,7 @@ impl<K: Kernel> Tracker<K> {
         Ok(())
     }
 
-    fn set_resident(&self, pages: Span) {
+    pub(crate) fn set_resident(&self, pages: Span) {
         self.generation.fetch_add(1, Ordering::Release);
         self.pages.set(Bit::Armed, pages, false);
         self.pages.set(Bit::Vacant, pages, false);
@@ -363,7 +363,7 @@ impl<K: Kernel> Tracker<K> {
         bounce
     }
 
-    fn fill(&self, st: &mut State, dst: Span, src: *const u8) -> Result<u64, Errno> {
+    pub(crate) fn fill(&self, st: &mut State, dst: Span, src: *const u8) -> Result<u64, Errno> {
         let mut tries = 0;
         let page = Span::between(dst.start, dst.start + PAGE);
         let mut part = dst;
@@ -389,27 +389,13 @@ impl<K: Kernel> Tracker<K> {
     /// marker off and copies. Nobody else can look in between, and the page is an ordinary one by then, so that
     /// touching it cannot need the lock.
     fn fill_alone(&self, page: Span, src: *const u8) -> Option<u64> {
-        if self.threaded.load(Ordering::Relaxed) || self.arming() != Arming::Guard {
+        if self.arming() != Arming::Guard || !self.kernel.single_thread() {
             return None;
         }
         self.kernel.guard_remove(page).ok()?;
         // SAFETY: an armed page is writable known memory; `src` is a page of core or bounce memory.
         unsafe { self.kernel.core_to_prog(page.start, src, PAGE) };
         Some(PAGE)
-    }
-
-    /// Gives an armed run bytes that stand in a core without being named.
-    pub(crate) fn fill_back(&self, st: &mut State, run: Span, core: u64) -> Result<(), Errno> {
-        let mut at = run.start;
-        while at < run.end {
-            let src = self.core_ptr(core + (at - run.start)) as *const u8;
-            let n = self.fill(st, Span::between(at, run.end), src)?;
-            self.unname(st, Span::between(at, at + n));
-            self.set_resident(Span::between(at, at + n));
-            self.count(None, Counter::BytesMaterialised, n);
-            at += n;
-        }
-        Ok(())
     }
 
     /// Ends the registration of a range that zio gives up: from then on the kernel treats its pages as if zio had

@@ -5,6 +5,10 @@
 //! run's pages are compared with the cores; pages that still hold what was named are armed and named again,
 //! changed ones stay. Nothing can be lost: a page is only discarded while its bytes are in a core.
 //!
+//! That is done when a hook begins, before it looks at its arguments. A fault may come from inside a call of libc's
+//! that has touched its argument and will hand it to the kernel: there, the ring may grow to [`KEEP_IN_FAULTS`], longer
+//! than the strings and records that such a call goes through at a time.
+//!
 //! Only in a process that has one thread: then no store can come between the comparison and the discard, and
 //! touching the resident pages under the lock cannot need the lock (the one exception to I5).
 
@@ -12,18 +16,22 @@ use crate::addr::{PAGE, Span};
 use crate::extent_map::Extent;
 use crate::page_state::Bit;
 use crate::state::{State, Tracker};
-use crate::stats::Counter;
 use crate::sys::{Errno, Kernel};
+use crate::thread::Thread;
 use core::sync::atomic::Ordering;
 
 /// Bytes that stay materialised.
 const KEEP: u64 = 4 << 20;
+/// Bytes that stay materialised from one hook to the next.
+const KEEP_IN_FAULTS: u64 = 64 << 20;
 /// Entries of the ring.
-const RING: usize = 512;
+const RING: usize = 4096;
+/// Bytes of memory that the ring takes.
+pub const RING_BYTES: u64 = (RING * size_of::<Extent>()) as u64;
 
 /// Runs that were materialised by reads, oldest first. Each entry's core bytes are named for as long as it is here.
 pub struct ChildPages {
-    ring: [Extent; RING],
+    ring: &'static mut [Extent; RING],
     first: usize,
     len: usize,
     bytes: u64,
@@ -31,8 +39,12 @@ pub struct ChildPages {
 
 impl ChildPages {
     /// None.
-    pub const fn new() -> Self {
-        ChildPages { ring: [Extent { start: 0, len: 0, core: 0, site: 0 }; RING], first: 0, len: 0, bytes: 0 }
+    ///
+    /// # Safety
+    /// `ring` is zeroed memory for an array of [`RING`] extents, ours alone, for ever.
+    pub(crate) unsafe fn new(ring: *mut Extent) -> Self {
+        // SAFETY: caller's contract; zeros are an extent.
+        ChildPages { ring: unsafe { &mut *ring.cast() }, first: 0, len: 0, bytes: 0 }
     }
 
     fn push(&mut self, e: Extent) -> bool {
@@ -60,16 +72,10 @@ impl ChildPages {
     }
 }
 
-impl Default for ChildPages {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl<K: Kernel> Tracker<K> {
     /// True in a process that may keep its materialised pages bounded.
-    pub(crate) fn child_keeps(&self, _st: &State) -> bool {
-        self.forked.load(Ordering::Relaxed) && !self.threaded.load(Ordering::Relaxed)
+    pub(crate) fn child_keeps(&self) -> bool {
+        self.forked.load(Ordering::Relaxed) && self.kernel.single_thread()
     }
 
     /// [`Self::materialise`], with the names of whole-page extents kept for later.
@@ -95,39 +101,64 @@ impl<K: Kernel> Tracker<K> {
             r?;
             at = end;
         }
-        self.child_trim(st, run);
+        self.child_trim_to(st, KEEP_IN_FAULTS);
         Ok(())
     }
 
-    /// Arms the oldest runs again until few enough bytes are left. The run just brought in stays.
-    fn child_trim(&self, st: &mut State, fresh: Span) {
-        while st.child.bytes > KEEP || st.child.len == RING {
-            let Some(e) = st.child.pop() else { return };
-            let s = Span::between(e.start, e.start + e.len);
-            if s.intersect(fresh).is_empty() {
-                self.child_return(st, e, s);
-            }
-            st.arena.unname(e.core, e.len);
+    /// Gives back what a forked child has read long enough ago. Called by hooks before they look at their arguments.
+    ///
+    /// # Context
+    /// Hook.
+    pub fn child_trim(&self, t: Option<&Thread>) {
+        if self.child_bytes.load(Ordering::Relaxed) > KEEP {
+            let _ = self.locked(t, |st| self.child_trim_to(st, KEEP));
         }
     }
 
-    fn child_return(&self, st: &mut State, e: Extent, s: Span) {
-        let resident = !self.pages.any_armed(s) && self.is_known(st, s) && st.map.has_room(8);
-        if !resident {
+    /// Arms the oldest runs again until at most `keep` bytes are left, and one entry is free.
+    fn child_trim_to(&self, st: &mut State, keep: u64) {
+        let single = st.child.bytes > keep && self.kernel.single_thread();
+        while st.child.bytes > keep || st.child.len >= RING {
+            let Some(e) = st.child.pop() else { break };
+            // Where only the ring is full, or other threads came to be, the pages stay.
+            if single {
+                self.child_return(st, e);
+            }
+            st.arena.unname(e.core, e.len);
+        }
+        self.child_bytes.store(st.child.bytes, Ordering::Relaxed);
+    }
+
+    fn child_return(&self, st: &mut State, e: Extent) {
+        let s = Span::between(e.start, e.start + e.len);
+        let room = st.map.has_room((e.len / PAGE) as usize + 8);
+        if self.pages.any_armed(s) || !self.is_known(st, s) || !room {
             return;
         }
         // SAFETY: the pages are resident, mapped (known memory), and no other thread exists to change them.
         let same = unsafe { self.kernel.prog_equals(s.start, self.core_ptr(e.core), e.len) };
-        if same && self.arm(st, s).is_ok() {
-            if self.name(st, e) {
-                self.pages.set(Bit::Vacant, s, false);
+        if !same {
+            return;
+        }
+        let armed = self.arm(st, s).is_ok();
+        let mut at = s.start;
+        while at < s.end {
+            // After a failure some pages are armed and others not, and either kind may have lost its bytes.
+            let on = armed || self.pages.get(Bit::Armed, at);
+            let end = if armed { s.end } else { at + PAGE };
+            let part = Span::between(at, end);
+            let core = e.core + (at - s.start);
+            if on {
+                // There is room for a name for each page: seen above.
+                let named = self.name(st, Extent { start: at, len: part.len(), core, site: e.site });
+                debug_assert!(named, "no room for a name that was reserved");
+                self.pages.set(Bit::Vacant, part, !named);
             } else {
-                // No room for the name: the bytes go straight back.
-                let _ = self.disarm(st, s);
-                // SAFETY: resident pages as above; the core bytes are still named by the ring's entry.
-                unsafe { self.kernel.core_to_prog(s.start, self.core_ptr(e.core), e.len) };
+                // SAFETY: pages that are not armed are resident, as above; the core bytes are still named by the
+                // ring's entry.
+                unsafe { self.kernel.core_to_prog(at, self.core_ptr(core), part.len()) };
             }
-            self.count(None, Counter::PagesRearmed, 0);
+            at = end;
         }
     }
 }

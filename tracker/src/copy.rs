@@ -45,7 +45,7 @@ impl<K: Kernel> Tracker<K> {
         let x = c.scratch();
         x.captured = 0;
         let planned = self.locked(Some(t), |st| {
-            self.heal(st, src, dst, site);
+            let _ = self.heal(st, src, dst, site);
             x.pieces.clear();
             x.split.clear();
             if !self.append_pieces(st, &mut x.pieces, src) || x.pieces.len() >= MAX_PIECES / 2 {

@@ -49,7 +49,7 @@ impl<K: Kernel> Tracker<K> {
             }
             self.pages.set(Bit::Hot, Span::between(page, page + PAGE), true);
             let run = self.around(thread, page);
-            let bounded = !write && !vacant && self.child_keeps(st);
+            let bounded = !write && !vacant && self.child_keeps();
             let r = if bounded { self.child_materialise(st, run) } else { self.materialise(st, run) };
             self.publish(st);
             // The page that was touched must be there; pages around it are a courtesy.

@@ -1,20 +1,29 @@
-//! Healing: a few resident pages in the middle of elided data get names again.
+//! Healing: a few resident pages next to elided ones get names again.
 //!
-//! Where a message came in two parts, the page in between was touched (a terminator) and stays resident; every later
-//! copy of the whole has to move it. A page that is copied a second time since it was touched is moved to a core
-//! once and for all.
+//! Where a message came in two parts, the page in between was touched (a terminator) and stays resident; so do the
+//! first pages of a message that was once looked into. Every later copy of the whole has to move them. After some such
+//! copies the pages are moved to a core once and for all.
 //!
-//! The page must not change between the copy to the core and the discard: it is write-protected meanwhile, so that
-//! a store of another thread faults, waits for the lock, and finds an elided page. With one thread, in a process
-//! whose handlers are deferred, nobody can store.
+//! Unlike a destination, which its program is overwriting, such a page may be in use by other threads, rightly:
+//!
+//! - A store between the copy to the core and the discard would be lost: the page is write-protected meanwhile, so
+//!   that the store faults, waits for the lock, and finds an elided page.
+//! - A system call that reads the page would fail once it is armed. One whose hook has not looked yet will see the
+//!   page armed, because it is marked first. One that is under way, or whose hook has looked, is found by asking the
+//!   kernel what the other threads are doing ([`Kernel::others`]): all must be in a call that waits and has nothing to
+//!   do with the pages. Between a hook's look and the kernel's use of the memory there are two such waits: for the
+//!   tracker's own lock, which counts as using the pages, and for a stream's lock in libc ([`crate::thread::Thread::streams`]).
+//!
+//! The kernel's own use of the pages without a thread (asynchronous reads into them) would race with the program's
+//! copy of all their bytes, which is what brought us here; pages that it has pinned to read from do not change.
 
 use crate::addr::{PAGE, Span};
 use crate::extent_map::Extent;
 use crate::page_state::Bit;
-use crate::state::{State, Tracker};
+use crate::state::{Arming, State, Tracker};
 use crate::stats::Counter;
-use crate::sys::Kernel;
-use core::sync::atomic::Ordering;
+use crate::sys::{Kernel, Others};
+use core::sync::atomic::{Ordering, fence};
 
 /// Longest run that is healed, pages.
 const RUN_MAX: u64 = 4;
@@ -22,65 +31,107 @@ const RUN_MAX: u64 = 4;
 const RUNS_MAX: usize = 8;
 
 impl<K: Kernel> Tracker<K> {
-    /// Heals short resident runs between armed pages of a copy's source.
-    pub(crate) fn heal(&self, st: &mut State, src: Span, dst: Span, site: u16) {
-        let guarded = !self.threaded.load(Ordering::Relaxed);
-        if !guarded || !src.intersect(dst).is_empty() {
-            return;
+    /// Heals short resident runs next to armed pages of a copy's source, when the site's turn has come. True if
+    /// something changed.
+    pub(crate) fn heal(&self, st: &mut State, src: Span, dst: Span, site: u16) -> bool {
+        if self.arming() != Arming::Guard || !src.intersect(dst).is_empty() {
+            return false;
         }
-        let inner = src.inner_pages();
-        let end = inner.end >> 12;
-        let mut p = self.pages.find(Bit::Armed, true, inner.start >> 12, end);
-        for _ in 0..RUNS_MAX {
+        let mut runs = [Span::default(); RUNS_MAX];
+        let n = self.short_runs(src.inner_pages(), &mut runs);
+        let (Some(first), Some(last)) = (runs.first(), runs.get(n.wrapping_sub(1))) else { return false };
+        if !Self::site(st, site).wants_healing() {
+            return false;
+        }
+        let all = Span::between(first.start, last.end);
+        let runs = runs.get(..n).unwrap_or(&[]);
+        // First the marks, then the look: see the file's paragraph.
+        if runs.iter().any(|&r| !self.may_heal(st, r)) {
+            Self::site(st, site).healed(false);
+            return false;
+        }
+        runs.iter().for_each(|&r| self.pages.set(Bit::Armed, r, true));
+        fence(Ordering::SeqCst);
+        let lock = Span::between(self as *const Self as u64, self as *const Self as u64 + size_of::<Self>() as u64);
+        // A thread that is seen to wait has stored what it did before: its mark is looked at afterwards.
+        let others = self.kernel.others(all, lock);
+        let others = if self.in_streams(st) { Others::Unknown } else { others };
+        let mut healed = 0;
+        for &r in runs {
+            let done = others != Others::Unknown && self.heal_run(st, r, others, site);
+            if !done {
+                self.generation.fetch_add(1, Ordering::Release);
+                self.pages.set(Bit::Armed, r, false);
+            }
+            healed += u64::from(done);
+        }
+        Self::site(st, site).healed(healed > 0);
+        healed > 0
+    }
+
+    /// True if a thread is in a call of libc's that may wait for a stream's lock before it uses program memory.
+    fn in_streams(&self, st: &State) -> bool {
+        self.unrecorded_streams.load(Ordering::Relaxed) || st.records().any(|t| t.streams.load(Ordering::Relaxed) != 0)
+    }
+
+    /// Finds the resident runs of at most [`RUN_MAX`] pages next to armed ones.
+    fn short_runs(&self, inner: Span, runs: &mut [Span; RUNS_MAX]) -> usize {
+        let (first, end) = (inner.start >> 12, inner.end >> 12);
+        let (mut p, mut n) = (first, 0);
+        while p < end {
             let a = self.pages.find(Bit::Armed, false, p, end);
             let b = self.pages.find(Bit::Armed, true, a, end);
-            if b >= end {
-                return;
-            }
-            if b - a <= RUN_MAX {
-                let run = Span::between(a << 12, b << 12);
-                if self.pages.find(Bit::Hot, true, a, b) < b {
-                    self.pages.set(Bit::Hot, run, false);
-                } else {
-                    self.heal_run(st, run, site);
-                }
+            let beside = |page: u64| self.pages.get(Bit::Armed, page << 12);
+            if a < b && b - a <= RUN_MAX && (beside(a.wrapping_sub(1)) || beside(b)) {
+                let Some(slot) = runs.get_mut(n) else { break };
+                *slot = Span::between(a << 12, b << 12);
+                n += 1;
             }
             p = b;
         }
+        n
     }
 
-    fn heal_run(&self, st: &mut State, run: Span, site: u16) {
+    fn may_heal(&self, st: &mut State, run: Span) -> bool {
+        self.may_arm(st, run).is_ok()
+            && st.map.has_room(8)
+            && self.ensure_registered(st, run).is_ok()
+            && self.pages.reserve(run).is_ok()
+    }
+
+    /// Moves a run to a core. Its pages are marked as armed, and resident; on false they are resident and as before.
+    fn heal_run(&self, st: &mut State, run: Span, others: Others, site: u16) -> bool {
         let pages = (run.len() / PAGE) as u32;
-        if !self.is_known(st, run) || !st.map.has_room(8) || self.ensure_registered(st, run).is_err() {
-            return;
-        }
-        let Some(r) = st.arena.alloc(pages) else { return };
-        let protect = self.threaded.load(Ordering::Relaxed);
-        let held = r.pages == pages && (!protect || self.protect(run, true));
-        if !held {
+        let Some(r) = st.arena.alloc(pages) else { return false };
+        let protect = others != Others::None;
+        if r.pages != pages || !st.map.has_room(8) || protect && !self.protect(run, true) {
             st.arena.unpin_run(r);
-            return;
+            return false;
         }
-        // SAFETY: known memory, resident as the page state says while the lock is held (so the touch cannot need
-        // it), unchanging as the file's paragraph says; the core run is ours.
+        // SAFETY: known memory, resident (the lock is held since it was seen to be), so that the touch cannot need the
+        // lock, and unchanging as the file's paragraph says; the core run is ours.
         unsafe { self.kernel.prog_to_core(self.core_ptr(r.core()), run.start, run.len()) };
-        if self.arm(st, run).is_ok() {
-            let e = Extent { start: run.start, len: run.len(), core: r.core(), site };
-            if self.name_armed(st, Span::between(run.start, run.end), e.core, site) {
-                self.count(None, Counter::CopiedFringe, run.len());
-            } else {
-                // No room for a name after all: the bytes go back at once, through the kernel as ever.
-                let _ = self.fill_back(st, run, r.core());
-            }
-        } else {
+        let named = self.name(st, Extent { start: run.start, len: run.len(), core: r.core(), site });
+        st.arena.unpin_run(r);
+        if !named {
             if protect {
                 self.protect(run, false);
             }
-            // A guard install that failed part-way has discarded pages.
-            // SAFETY: resident known memory, as the lock holder just saw; the core run is ours.
-            unsafe { self.kernel.core_to_prog(run.start, self.core_ptr(r.core()), run.len()) };
+            return false;
         }
-        st.arena.unpin_run(r);
+        self.count(None, Counter::CopiedFringe, run.len());
+        self.count(None, Counter::PageTableCalls, 1);
+        self.count(None, Counter::PagesHealed, u64::from(pages));
+        self.pages.set(Bit::Hot, run, false);
+        if self.kernel.guard_install(run).is_err() {
+            // Some pages may have been discarded, others not: all get their bytes, or keep them. One that gets none
+            // now stays armed, and gets them at its next touch.
+            let _ = self.materialise(st, run);
+            if protect {
+                self.protect(run, false);
+            }
+        }
+        true
     }
 
     fn protect(&self, run: Span, on: bool) -> bool {

@@ -8,7 +8,7 @@
 pub mod addr;
 pub mod arena;
 mod arming;
-mod child;
+pub mod child;
 mod compact;
 pub mod copy;
 pub mod extent_map;

@@ -21,6 +21,9 @@ pub const SITES: usize = 4096;
 const REARM_MIN: u32 = 32;
 const REARM_MAX: u32 = 4096;
 
+/// Copies that move short resident runs between two times that such runs are healed.
+const HEAL_MIN: u32 = 32;
+
 /// What the decision depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Question {
@@ -71,6 +74,9 @@ pub struct Site {
     rearm_faults: u32,
     /// Elisions since the last fault.
     calm: u32,
+    /// Copies with short resident runs in their source until those are healed.
+    heal_left: u32,
+    heal_every: u32,
     /// Receive sites: moving average of results, bytes; `seen` says it means something.
     average: u32,
     seen: u32,
@@ -132,6 +138,23 @@ impl Site {
         self.rearm_left = self.rearm_every;
         self.rearm_faults = 0;
         true
+    }
+
+    /// True when short resident runs in a copy's source should be moved to cores for good: that costs as much as
+    /// copying them some dozen times.
+    pub fn wants_healing(&mut self) -> bool {
+        if self.heal_every == 0 {
+            self.heal_every = HEAL_MIN;
+            self.heal_left = HEAL_MIN;
+        }
+        self.heal_left = self.heal_left.saturating_sub(1);
+        self.heal_left == 0
+    }
+
+    /// It was tried: next time soon again, or, if other threads were in the way, later and later.
+    pub fn healed(&mut self, done: bool) {
+        self.heal_every = if done { HEAL_MIN } else { (self.heal_every * 2).min(REARM_MAX) };
+        self.heal_left = self.heal_every;
     }
 
     /// Expected result of a receive that asks for `asked` bytes.

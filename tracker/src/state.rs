@@ -75,6 +75,8 @@ pub struct Memory {
     pub registered: (u64, u64),
     /// [`BOUNCE`] bytes.
     pub bounce: u64,
+    /// [`crate::child::RING_BYTES`] bytes.
+    pub child: u64,
     /// Table of [`policy::SITES`] zeroed sites.
     pub sites: u64,
 }
@@ -98,8 +100,19 @@ pub struct State {
     pub child: ChildPages,
     /// Assembly buffer.
     pub bounce: *mut u8,
-    /// Threads that have a record.
+    /// Threads that have, or had, a record: the first so many of `records`.
     pub threads: u64,
+    /// The pool of records; null if there is none.
+    pub records: *const Thread,
+}
+
+impl State {
+    /// The records in use.
+    pub fn records(&self) -> impl Iterator<Item = &Thread> {
+        let n = if self.records.is_null() { 0 } else { self.threads as usize };
+        // SAFETY: by the contract of `Tracker::set_records` the first `threads` records are valid for ever.
+        (0..n).map(|i| unsafe { &*self.records.add(i) })
+    }
 }
 
 /// The tracker. One static in the preloaded library; one for each test.
@@ -118,10 +131,12 @@ pub struct Tracker<K: Kernel> {
     pub generation: AtomicU64,
     /// Fault history of threads without a record.
     pub(crate) unrecorded: FaultHistory,
+    /// A thread without a record has used a stream: no look at the records can tell whether it still does.
+    pub(crate) unrecorded_streams: AtomicBool,
     /// Set in a child after fork.
     pub forked: AtomicBool,
-    /// Set when this process has made a second thread (or may have).
-    pub threaded: AtomicBool,
+    /// Bytes in [`ChildPages`], for a look without the lock.
+    pub(crate) child_bytes: AtomicU64,
     /// Smallest receive that lands in cores, bytes.
     pub threshold: AtomicU64,
     /// Called when a deferred signal may come in.
@@ -145,8 +160,9 @@ impl<K: Kernel> Tracker<K> {
             stats: AtomicPtr::new(core::ptr::null_mut()),
             generation: AtomicU64::new(1),
             unrecorded: FaultHistory::new(),
+            unrecorded_streams: AtomicBool::new(false),
             forked: AtomicBool::new(false),
-            threaded: AtomicBool::new(false),
+            child_bytes: AtomicU64::new(0),
             threshold: AtomicU64::new(u64::MAX),
             on_leave: AtomicPtr::new(core::ptr::null_mut()),
         }
@@ -170,9 +186,10 @@ impl<K: Kernel> Tracker<K> {
                 arena: Arena::new(m.meta as *mut PageMeta, m.arena.1, m.cap_bytes),
                 sites: &mut *(m.sites as *mut [Site; policy::SITES]),
                 cursor: 0,
-                child: ChildPages::new(),
+                child: ChildPages::new(m.child as *mut Extent),
                 bounce: m.bounce as *mut u8,
                 threads: 0,
+                records: core::ptr::null(),
             }
         };
         // SAFETY: not ready yet, so nobody else looks.
@@ -182,6 +199,32 @@ impl<K: Kernel> Tracker<K> {
             unsafe { (*stats).core_bytes_cap.store(m.cap_bytes, Ordering::Relaxed) };
         }
         self.ready.store(true, Ordering::Release);
+    }
+
+    /// Tells the tracker where the threads' records are.
+    ///
+    /// # Safety
+    /// `records` is an array of initialised records, longer than `State::threads` ever gets, that stays for ever.
+    pub unsafe fn set_records(&self, records: *const Thread) {
+        self.locked(None, |st| st.records = records);
+    }
+
+    /// A call of libc's begins that may wait for a stream's lock before it uses program memory, already looked at.
+    pub fn stream_begins(&self, t: Option<&Thread>) {
+        match t {
+            // Only the thread itself, and handlers on it, which leave it as it was.
+            Some(t) => t.streams.store(t.streams.load(Ordering::Relaxed) + 1, Ordering::Relaxed),
+            None => self.unrecorded_streams.store(true, Ordering::SeqCst),
+        }
+        core::sync::atomic::compiler_fence(Ordering::SeqCst);
+    }
+
+    /// It is over.
+    pub fn stream_ends(&self, t: Option<&Thread>) {
+        core::sync::atomic::compiler_fence(Ordering::SeqCst);
+        if let Some(t) = t {
+            t.streams.store(t.streams.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Relaxed);
+        }
     }
 
     /// How pages are armed; `Off` means that no new page may be.
@@ -251,7 +294,6 @@ impl<K: Kernel> Tracker<K> {
         // SAFETY: caller's contract.
         unsafe { self.lock.reset() };
         self.forked.store(true, Ordering::Relaxed);
-        self.threaded.store(false, Ordering::Relaxed);
         if !stats.is_null() {
             self.stats.store(stats, Ordering::Release);
         }

@@ -75,6 +75,7 @@ counters! {
     PassUnnamed = "pass.unnamed_source", "the source of a copy is ordinary memory";
     PassResident = "pass.resident_destination", "the destination's pages are in use and stay resident";
     PassMapFull = "pass.map_full", "no room for another extent";
+    PagesHealed = "pages_healed", "resident pages next to elided ones that were moved to cores";
 }
 
 /// Prefix of the counters that make up the `passthrough` object (reason -> count) of the JSON.

@@ -253,6 +253,8 @@ pub struct Thread {
     pub signals: SignalBooks,
     /// Fault handler's memory.
     pub faults: FaultHistory,
+    /// Calls of libc's under way that may wait for a stream's lock before they use program memory.
+    pub streams: AtomicU32,
     scratch: UnsafeCell<Scratch>,
 }
 
@@ -285,6 +287,7 @@ impl Thread {
         self.believed_mask.store(0, Ordering::Relaxed);
         self.signals.depth.store(0, Ordering::Relaxed);
         self.signals.pending.store(0, Ordering::Relaxed);
+        self.streams.store(0, Ordering::Relaxed);
     }
 
     /// Stack pointer of the operation in progress, 0 when there is none.

@@ -8,7 +8,7 @@
 //! the thread that it was made for.
 
 use crate::sys::next;
-use crate::{TRACKER, config, masks, real};
+use crate::{config, masks, real};
 use core::arch::naked_asm;
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -69,7 +69,6 @@ unsafe extern "C" fn begin() {
 
 /// Calls `create` with the program's routine and argument, or with ours that lead to them.
 fn created(f: *mut c_void, x: *mut c_void, create: impl FnOnce(*mut c_void, *mut c_void) -> c_int) -> c_int {
-    TRACKER.threaded.store(true, Ordering::Relaxed);
     let belief = if config::loaded() { masks::belief() } else { 0 };
     let slot = if belief == 0 { None } else { take_slot(f, x, belief) };
     let Some(s) = slot else { return create(f, x) };

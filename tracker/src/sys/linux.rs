@@ -4,7 +4,7 @@
 //! ranges that the tracker owns (arena) or has armed (program pages it keeps names for), or a byte move
 //! whose contract the caller states.
 
-use super::{Errno, Kernel, Register};
+use super::{Errno, Kernel, Others, Register};
 use crate::addr::Span;
 use crate::raw;
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
@@ -232,9 +232,12 @@ impl Kernel for Linux {
         !p.is_null() && unsafe { (*p).load(Ordering::Relaxed) } != 0
     }
 
-    fn pid(&self) -> u32 {
-        // SAFETY: getpid touches nothing.
-        unsafe { raw::syscall6(libc::SYS_getpid, [0; 6]) as u32 }
+    fn single_thread(&self) -> bool {
+        super::tasks::single()
+    }
+
+    fn others(&self, s: Span, own: Span) -> Others {
+        super::tasks::others(s, own)
     }
 
     unsafe fn prog_to_core(&self, core: *mut u8, prog: u64, len: u64) {

@@ -3,6 +3,7 @@
 //! fake behind it that keeps pages in a table and can fail any call.
 
 pub mod linux;
+mod tasks;
 
 use crate::addr::Span;
 
@@ -28,10 +29,21 @@ impl Errno {
 /// How a mapping is registered with userfaultfd.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Register {
-    /// Write-protect mode, never write-protected: only makes UFFDIO_COPY possible (`guard` mode).
+    /// Write-protect mode: makes UFFDIO_COPY and write protection possible (`guard` mode).
     WriteProtect,
     /// Missing faults raise SIGBUS (`sigbus` mode).
     Missing,
+}
+
+/// What the other threads of this process may be doing with a range of memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Others {
+    /// There are none.
+    None,
+    /// Each of them waits in a system call, such as futex or epoll_wait, that has nothing to do with the range.
+    Elsewhere,
+    /// Anything: one runs, or its system call is not understood, or nothing can be found out.
+    Unknown,
 }
 
 /// What the tracker needs of the kernel. Spans are page-aligned. Every method that changes mappings, page
@@ -65,8 +77,11 @@ pub trait Kernel {
     fn reset_descriptor(&self);
     /// True if the descriptor belongs to this process (not to the parent of a raw clone).
     fn descriptor_is_ours(&self) -> bool;
-    /// Process id by system call.
-    fn pid(&self) -> u32;
+    /// True if this process has one thread, however others may have been made. False when unsure.
+    fn single_thread(&self) -> bool;
+    /// What the other threads are doing, as far as it concerns `s` or a futex in `own`. They may go on to something
+    /// else at once.
+    fn others(&self, s: Span, own: Span) -> Others;
 
     /// Copies program bytes to core memory.
     /// # Safety

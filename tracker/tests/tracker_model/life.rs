@@ -3,7 +3,6 @@
 use super::ops::{HEAP, MAPPED, MAPPED_TOO, UNKNOWN, make_resident, range, seen, store_random};
 use super::space::{BASE, END};
 use super::world::{THREADS, World};
-use std::sync::atomic::Ordering;
 use zio_tracker::addr::{PAGE, Span};
 
 /// One of eighteen, by number.
@@ -200,7 +199,6 @@ pub fn become_child(w: &World) {
     // SAFETY: one thread, and the lock is held.
     w.without_failures(|| unsafe { t.after_fork_in_child(std::ptr::null_mut()) });
     w.forked.set(true);
-    t.threaded.store(w.config.switches > 0, Ordering::Relaxed);
     w.check();
 }
 

@@ -52,6 +52,8 @@ pub fn step(w: &World, check_every: u64) {
 
 /// One operation of whichever thread runs.
 pub fn operation(w: &World) {
+    // Every hook does this before it looks at its arguments.
+    w.tracker().child_trim(Some(w.thread()));
     match w.rng.below(100) {
         0..18 => receive(w),
         18..42 => copy(w),
@@ -158,6 +160,7 @@ fn receive(w: &World) {
     w.note("receive", [dst.start, dst.len(), got]);
     let data = w.rng.bytes(got);
     w.busy(&[(dst, true)], || {
+        w.in_call(true);
         let here = 0u64;
         let t = w.thread();
         let mut claim = t.claim(&raw const here as u64).expect("scratch space");
@@ -250,6 +253,7 @@ fn send(w: &World) {
     let busy: Vec<_> = parts.iter().map(|s| (*s, false)).collect();
     let mut sent = Vec::new();
     w.busy(&busy, || {
+        w.in_call(true);
         let here = 0u64;
         let t = w.thread();
         let mut claim = t.claim(&raw const here as u64).expect("scratch space");

@@ -8,7 +8,7 @@
 use super::ops::UNKNOWN;
 use super::world::World;
 use zio_tracker::addr::{PAGE, Span};
-use zio_tracker::sys::{Errno, Kernel, Register};
+use zio_tracker::sys::{Errno, Kernel, Others, Register};
 
 /// Pages of the program's address space.
 pub const PAGES: u64 = 640;
@@ -375,8 +375,12 @@ impl Kernel for FakeKernel {
         self.world().space.borrow().ours
     }
 
-    fn pid(&self) -> u32 {
-        1
+    fn single_thread(&self) -> bool {
+        self.world().config.switches == 0
+    }
+
+    fn others(&self, s: Span, _own: Span) -> Others {
+        self.world().others(s)
     }
 
     unsafe fn prog_to_core(&self, core: *mut u8, prog: u64, len: u64) {

@@ -11,11 +11,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use zio_tracker::addr::{PAGE, Span};
 use zio_tracker::arena::PageMeta;
+use zio_tracker::child::RING_BYTES;
 use zio_tracker::fault::Fault;
 use zio_tracker::policy::{SITES, Site};
 use zio_tracker::state::{Arming, Memory, Tracker};
 use zio_tracker::stats::StatsPage;
-use zio_tracker::sys::{Errno, Register};
+use zio_tracker::sys::{Errno, Others, Register};
 use zio_tracker::thread::Thread;
 
 /// Threads of the program. They take turns at the points where the tracker holds no lock.
@@ -86,6 +87,9 @@ pub struct Config {
 struct Busy {
     span: Span,
     write: bool,
+    /// In a system call, or between looking at the memory and the call.
+    call: bool,
+    thread: usize,
 }
 
 /// Zeroed, page-aligned memory.
@@ -145,6 +149,7 @@ impl World {
             (SITES * size_of::<Site>()) as u64,
             size_of::<StatsPage>() as u64,
             (THREADS * size_of::<Thread>()) as u64,
+            RING_BYTES,
         ];
         let memory: Vec<Block> = lens.iter().map(|n| Block::new(*n)).collect();
         let arena = Block::new(u64::from(config.arena_pages) * PAGE);
@@ -158,6 +163,7 @@ impl World {
             registered: (at(3), lens[3]),
             bounce: at(4),
             sites: at(5),
+            child: at(8),
         };
         let stats = memory[6].0.cast::<StatsPage>();
         let world = Box::into_raw(Box::new(World {
@@ -190,7 +196,7 @@ impl World {
                 (*world).thread_at(i).tid.store(i as u32 + 1, std::sync::atomic::Ordering::Relaxed);
                 (*world).thread_at(i).shard.store(i as u32, std::sync::atomic::Ordering::Relaxed);
             }
-            (*world).tracker().threaded.store((*world).config.switches > 0, std::sync::atomic::Ordering::Relaxed);
+            (*world).tracker().set_records((*world).thread_at(0));
             (*world).tracker().locked(None, |st| st.threads = THREADS as u64);
         }
         world
@@ -272,10 +278,30 @@ impl World {
     /// Keeps other threads off while `f` runs.
     pub fn busy<R>(&self, spans: &[(Span, bool)], f: impl FnOnce() -> R) -> R {
         let n = self.busy.borrow().len();
-        self.busy.borrow_mut().extend(spans.iter().map(|&(span, write)| Busy { span, write }));
+        let thread = self.current.get();
+        self.busy.borrow_mut().extend(spans.iter().map(|&(span, write)| Busy { span, write, call: false, thread }));
         let r = f();
         self.busy.borrow_mut().truncate(n);
         r
+    }
+
+    /// Notes that the running thread's operation is, or no longer is, in a system call with its memory.
+    pub fn in_call(&self, call: bool) {
+        let thread = self.current.get();
+        self.busy.borrow_mut().iter_mut().filter(|b| b.thread == thread).for_each(|b| b.call = call);
+    }
+
+    /// What the kernel says of the threads that are not running.
+    pub fn others(&self, s: Span) -> Others {
+        let thread = self.current.get();
+        let uses = |b: &Busy| b.thread != thread && b.call && !b.span.intersect(s).is_empty();
+        if self.config.switches == 0 {
+            Others::None
+        } else if self.busy.borrow().iter().any(uses) || self.rng.coin(8) {
+            Others::Unknown
+        } else {
+            Others::Elsewhere
+        }
     }
 
     fn lock_is_held(&self) -> bool {
