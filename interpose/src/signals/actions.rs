@@ -177,7 +177,9 @@ pub fn execing() -> u64 {
     let mut ignored = 0;
     if INSTALLED.load(Ordering::Acquire) {
         for sig in [libc::SIGSEGV, libc::SIGBUS] {
-            if TABLE.get(sig).handler == libc::SIG_IGN as u64 && zio_tracker::sys::Kernel::single_thread(&crate::TRACKER.kernel) {
+            if TABLE.get(sig).handler == libc::SIG_IGN as u64
+                && zio_tracker::sys::Kernel::single_thread(&crate::TRACKER.kernel)
+            {
                 ignored |= masks::bit(sig);
                 let ignore = sys::KernelAction { handler: libc::SIG_IGN as u64, ..Default::default() };
                 let _ = sys::sigaction(sig, Some(&ignore), None);
