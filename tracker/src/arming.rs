@@ -231,9 +231,7 @@ impl<K: Kernel> Tracker<K> {
         if pages.is_empty() {
             return Ok(());
         }
-        if !self.unname(st, pages) {
-            return Err(Errno::NOMEM);
-        }
+        self.unname_surely(st, pages)?;
         self.pages.set(Bit::Vacant, pages, true);
         match self.arming() {
             Arming::Missing => self.zero_fill(st, pages)?,
@@ -342,14 +340,25 @@ impl<K: Kernel> Tracker<K> {
         let dst = Span::between(run.start, run.start + len);
         let done = self.fill(st, dst, src)?;
         let filled = Span::between(dst.start, dst.start + done);
-        if !self.unname(st, filled) {
-            // No node to split an extent: its rest keeps its names, and so must this part. Cannot happen for
-            // whole extents; a reserve of nodes is kept for it by `name`.
-            return Err(Errno::NOMEM);
-        }
+        self.unname_surely(st, filled)?;
         self.set_resident(filled);
         self.count(None, Counter::BytesMaterialised, done);
         Ok(filled.end)
+    }
+
+    /// [`Self::unname`] of whole pages that name nothing any more, whether there is room in the map or not. Without a
+    /// node for the second half of an extent, the pages of that half are materialised, last one first, so that what
+    /// goes is the end of an extent.
+    pub(crate) fn unname_surely(&self, st: &mut State, pages: Span) -> Result<(), Errno> {
+        if self.unname(st, pages) {
+            return Ok(());
+        }
+        let mut at = st.map.find(pages.start).map_or(pages.end, |e| page_up(e.start + e.len));
+        while at > pages.end {
+            self.materialise(st, Span::between(at - PAGE, at))?;
+            at -= PAGE;
+        }
+        if self.unname(st, pages) { Ok(()) } else { Err(Errno::NOMEM) }
     }
 
     fn assemble(&self, st: &mut State, page: u64) -> *const u8 {
@@ -420,8 +429,10 @@ impl<K: Kernel> Tracker<K> {
     /// A range is about to be, or was, unmapped or mapped over: nothing of it is ours any more. Makes no
     /// page-table call.
     pub(crate) fn forget(&self, st: &mut State, pages: Span) {
-        if !self.unname(st, pages) {
-            return;
+        if self.unname_surely(st, pages).is_err() {
+            // The map is full and the kernel has no memory for the pages beside. What is left in the map is never
+            // looked at while its pages count as resident, which they do for good if nothing is armed any more.
+            self.set_arming(Arming::Off);
         }
         self.generation.fetch_add(1, Ordering::Release);
         self.pages.set(Bit::Armed, pages, false);

@@ -418,7 +418,7 @@ impl<K: Kernel> Tracker<K> {
             }
             let b = self.pages.find(Bit::Armed, false, a, end);
             let run = Span::between(a << 12, b << 12);
-            if self.unname(st, run) {
+            if self.unname_surely(st, run).is_ok() {
                 self.pages.set(Bit::Vacant, run, true);
             }
             p = b;
