@@ -40,14 +40,15 @@ impl<K: Kernel> Tracker<K> {
         let mut runs = [Span::default(); RUNS_MAX];
         let n = self.short_runs(src.inner_pages(), &mut runs);
         let (Some(first), Some(last)) = (runs.first(), runs.get(n.wrapping_sub(1))) else { return false };
-        if !Self::site(st, site).wants_healing() {
+        let after = self.heal_after.load(Ordering::Relaxed);
+        if !Self::site(st, site).wants_healing(after) {
             return false;
         }
         let all = Span::between(first.start, last.end);
         let runs = runs.get(..n).unwrap_or(&[]);
         // First the marks, then the look: see the file's paragraph.
         if runs.iter().any(|&r| !self.may_heal(st, r)) {
-            Self::site(st, site).healed(false);
+            Self::site(st, site).healed(false, after);
             return false;
         }
         runs.iter().for_each(|&r| self.pages.set(Bit::Armed, r, true));
@@ -58,14 +59,14 @@ impl<K: Kernel> Tracker<K> {
         let others = if self.in_streams(st) { Others::Unknown } else { others };
         let mut healed = 0;
         for &r in runs {
-            let done = others != Others::Unknown && self.heal_run(st, r, others, site);
+            let done = others != Others::Unknown && self.heal_run(st, r, site);
             if !done {
                 self.generation.fetch_add(1, Ordering::Release);
                 self.pages.set(Bit::Armed, r, false);
             }
             healed += u64::from(done);
         }
-        Self::site(st, site).healed(healed > 0);
+        Self::site(st, site).healed(healed > 0, after);
         healed > 0
     }
 
@@ -100,23 +101,20 @@ impl<K: Kernel> Tracker<K> {
     }
 
     /// Moves a run to a core. Its pages are marked as armed, and resident; on false they are resident and as before.
-    fn heal_run(&self, st: &mut State, run: Span, others: Others, site: u16) -> bool {
+    fn heal_run(&self, st: &mut State, run: Span, site: u16) -> bool {
         let pages = (run.len() / PAGE) as u32;
         let Some(r) = st.arena.alloc(pages) else { return false };
-        let protect = others != Others::None;
-        if r.pages != pages || !st.map.has_room(8) || protect && !self.protect(run, true) {
+        if r.pages != pages || !st.map.has_room(8) || !self.protect(run, true) {
             st.arena.unpin_run(r);
             return false;
         }
         // SAFETY: known memory, resident (the lock is held since it was seen to be), so that the touch cannot need the
         // lock, and unchanging as the file's paragraph says; the core run is ours.
         unsafe { self.kernel.prog_to_core(self.core_ptr(r.core()), run.start, run.len()) };
-        let named = self.name(st, Extent { start: run.start, len: run.len(), core: r.core(), site });
-        st.arena.unpin_run(r);
-        if !named {
-            if protect {
-                self.protect(run, false);
-            }
+        let mut done = self.name(st, Extent { start: run.start, len: run.len(), core: r.core(), site });
+        if !done {
+            self.protect(run, false);
+            st.arena.unpin_run(r);
             return false;
         }
         self.count(None, Counter::CopiedFringe, run.len());
@@ -124,17 +122,35 @@ impl<K: Kernel> Tracker<K> {
         self.count(None, Counter::PagesHealed, u64::from(pages));
         self.pages.set(Bit::Hot, run, false);
         if self.kernel.guard_install(run).is_err() {
-            // Some pages may have been discarded, others not: all get their bytes, or keep them. One that gets none
-            // now stays armed, and gets them at its next touch.
-            let _ = self.materialise(st, run);
-            if protect {
-                self.protect(run, false);
-            }
+            self.put_back(st, run, r.core());
+            done = false;
         }
-        true
+        st.arena.unpin_run(r);
+        done
     }
 
-    fn protect(&self, run: Span, on: bool) -> bool {
+    /// After a discard that failed half-way: every page gets its bytes, or keeps them, and is resident again.
+    fn put_back(&self, st: &mut State, run: Span, core: u64) {
+        let page = |at| Span::between(at, at + PAGE);
+        let mut missing = [false; RUN_MAX as usize];
+        for (at, missing) in (run.start..run.end).step_by(PAGE as usize).zip(&mut missing) {
+            *missing = self.fill(st, page(at), self.core_ptr(core + (at - run.start))).is_err();
+        }
+        self.protect(run, false);
+        for (at, missing) in (run.start..run.end).step_by(PAGE as usize).zip(missing) {
+            if missing {
+                // The kernel will neither discard nor fill: what is left is to take the marker off and store. A thread
+                // that comes awake just now may see zeros for an instant.
+                let _ = self.kernel.guard_remove(page(at));
+                // SAFETY: an ordinary, writable page of known memory by now; the core run is ours.
+                unsafe { self.kernel.core_to_prog(at, self.core_ptr(core + (at - run.start)), PAGE) };
+            }
+        }
+        let _ = self.unname_surely(st, run);
+        self.set_resident(run);
+    }
+
+    pub(crate) fn protect(&self, run: Span, on: bool) -> bool {
         self.count(None, Counter::PageTableCalls, 1);
         self.kernel.write_protect(run, on).is_ok()
     }

@@ -22,7 +22,7 @@ const REARM_MIN: u32 = 32;
 const REARM_MAX: u32 = 4096;
 
 /// Copies that move short resident runs between two times that such runs are healed.
-const HEAL_MIN: u32 = 32;
+pub const HEAL_MIN: u32 = 32;
 
 /// What the decision depends on.
 #[derive(Clone, Copy, Debug)]
@@ -142,18 +142,19 @@ impl Site {
 
     /// True when short resident runs in a copy's source should be moved to cores for good: that costs as much as
     /// copying them some dozen times.
-    pub fn wants_healing(&mut self) -> bool {
+    ///
+    /// `first` is the number of such copies before the first try ([`HEAL_MIN`]).
+    pub fn wants_healing(&mut self, first: u32) -> bool {
         if self.heal_every == 0 {
-            self.heal_every = HEAL_MIN;
-            self.heal_left = HEAL_MIN;
+            (self.heal_every, self.heal_left) = (first, first);
         }
         self.heal_left = self.heal_left.saturating_sub(1);
         self.heal_left == 0
     }
 
     /// It was tried: next time soon again, or, if other threads were in the way, later and later.
-    pub fn healed(&mut self, done: bool) {
-        self.heal_every = if done { HEAL_MIN } else { (self.heal_every * 2).min(REARM_MAX) };
+    pub fn healed(&mut self, done: bool, first: u32) {
+        self.heal_every = if done { first } else { (self.heal_every * 2).min(REARM_MAX) };
         self.heal_left = self.heal_every;
     }
 

@@ -139,6 +139,8 @@ pub struct Tracker<K: Kernel> {
     pub(crate) child_bytes: AtomicU64,
     /// Smallest receive that lands in cores, bytes.
     pub threshold: AtomicU64,
+    /// Copies that move short resident runs before those are healed.
+    pub heal_after: AtomicU32,
     /// Called when a deferred signal may come in.
     pub on_leave: AtomicPtr<()>,
 }
@@ -164,6 +166,7 @@ impl<K: Kernel> Tracker<K> {
             forked: AtomicBool::new(false),
             child_bytes: AtomicU64::new(0),
             threshold: AtomicU64::new(u64::MAX),
+            heal_after: AtomicU32::new(policy::HEAL_MIN),
             on_leave: AtomicPtr::new(core::ptr::null_mut()),
         }
     }

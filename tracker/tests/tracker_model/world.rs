@@ -196,6 +196,8 @@ impl World {
                 (*world).thread_at(i).tid.store(i as u32 + 1, std::sync::atomic::Ordering::Relaxed);
                 (*world).thread_at(i).shard.store(i as u32, std::sync::atomic::Ordering::Relaxed);
             }
+            // Worlds are short.
+            (*world).tracker().heal_after.store(2, std::sync::atomic::Ordering::Relaxed);
             (*world).tracker().set_records((*world).thread_at(0));
             (*world).tracker().locked(None, |st| st.threads = THREADS as u64);
         }
