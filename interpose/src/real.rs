@@ -1,7 +1,8 @@
 //! libc's own functions behind the hooks.
 //!
-//! Every slot is resolved with `dlsym(RTLD_NEXT)` by the constructor, which the link flag `initfirst` puts before
-//! every other one. A hook that is reached earlier resolves on the spot: the process has one thread then.
+//! Every slot is resolved with `dlsym(RTLD_NEXT)` by the constructor, whatever the settings: a later dlsym could wait
+//! for a lock that a forked child never gets. The link flag `initfirst` puts the constructor before every other one;
+//! a hook that is reached earlier resolves on the spot: the process has one thread then.
 //! `memcpy` and its kin never wait for that: their slots start at an assembly fallback.
 //!
 //! Soundness: a slot holds null or the address that dlsym gave for the function's name, whose C prototype is
@@ -152,4 +153,20 @@ reals! {
     exit_now = "_exit": fn(s: c_int) -> ();
     execve = "execve": fn(p: Ptr, a: Ptr, e: Ptr) -> c_int;
     prctl = "prctl": fn(o: c_int, a: c_long, b: c_long, c: c_long, d: c_long) -> c_int;
+
+    execv = "execv": fn(p: Ptr, a: Ptr) -> c_int;
+    execvp = "execvp": fn(p: Ptr, a: Ptr) -> c_int;
+    execvpe = "execvpe": fn(p: Ptr, a: Ptr, e: Ptr) -> c_int;
+    fexecve = "fexecve": fn(fd: c_int, a: Ptr, e: Ptr) -> c_int;
+    execveat = "execveat": fn(fd: c_int, p: Ptr, a: Ptr, e: Ptr, f: c_int) -> c_int;
+    posix_spawn = "posix_spawn": fn(o: Ptr, p: Ptr, f: Ptr, t: Ptr, a: Ptr, e: Ptr) -> c_int;
+    posix_spawnp = "posix_spawnp": fn(o: Ptr, p: Ptr, f: Ptr, t: Ptr, a: Ptr, e: Ptr) -> c_int;
+    system = "system": fn(c: Ptr) -> c_int;
+    popen = "popen": fn(c: Ptr, t: Ptr) -> Ptr;
+    thrd_create = "thrd_create": fn(t: Ptr, f: Ptr, x: Ptr) -> c_int;
+    pthread_attr_setsigmask_np = "pthread_attr_setsigmask_np": fn(a: Ptr, m: Ptr) -> c_int;
+    sigpending = "sigpending": fn(s: Ptr) -> c_int;
+    sigwait = "sigwait": fn(s: Ptr, n: Ptr) -> c_int;
+    sigwaitinfo = "sigwaitinfo": fn(s: Ptr, i: Ptr) -> c_int;
+    sigtimedwait = "sigtimedwait": fn(s: Ptr, i: Ptr, t: Ptr) -> c_int;
 }

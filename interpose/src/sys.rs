@@ -2,8 +2,6 @@
 //!
 //! Soundness: each block is one system call on our own locals, or on pointers whose validity the caller states.
 
-pub mod next;
-
 use zio_tracker::raw;
 use zio_tracker::sys::Errno;
 

@@ -8,7 +8,6 @@
 //! assembly turns the arguments of a variadic call, as the ABI passes them, into an array on the stack.
 
 use crate::receive::touch;
-use crate::sys::next;
 use crate::{TRACKER, config, masks, probe, real, signals};
 use core::arch::naked_asm;
 use core::ffi::{c_char, c_int, c_void};
@@ -95,35 +94,35 @@ unsafe extern "C" fn execve(p: Ptr, a: Ptr, e: Ptr) -> c_int {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn execv(p: Ptr, a: Ptr) -> c_int {
     // SAFETY: the program's call.
-    exec(p, a, environment(), || unsafe { next::execv(p, a) })
+    exec(p, a, environment(), || unsafe { real::execv(p, a) })
 }
 
 /// execvp(3).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn execvp(p: Ptr, a: Ptr) -> c_int {
     // SAFETY: the program's call.
-    exec(p, a, environment(), || unsafe { next::execvp(p, a) })
+    exec(p, a, environment(), || unsafe { real::execvp(p, a) })
 }
 
 /// execvpe(3).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn execvpe(p: Ptr, a: Ptr, e: Ptr) -> c_int {
     // SAFETY: the program's call.
-    exec(p, a, e, || unsafe { next::execvpe(p, a, e) })
+    exec(p, a, e, || unsafe { real::execvpe(p, a, e) })
 }
 
 /// fexecve(3).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn fexecve(fd: c_int, a: Ptr, e: Ptr) -> c_int {
     // SAFETY: the program's call.
-    exec(core::ptr::null_mut(), a, e, || unsafe { next::fexecve(fd, a, e) })
+    exec(core::ptr::null_mut(), a, e, || unsafe { real::fexecve(fd, a, e) })
 }
 
 /// execveat(2).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn execveat(fd: c_int, p: Ptr, a: Ptr, e: Ptr, flags: c_int) -> c_int {
     // SAFETY: the program's call.
-    exec(p, a, e, || unsafe { next::execveat(fd, p, a, e, flags) })
+    exec(p, a, e, || unsafe { real::execveat(fd, p, a, e, flags) })
 }
 
 macro_rules! variadic {
@@ -198,7 +197,7 @@ fn spawn(path: Ptr, actions: Ptr, attributes: Ptr, argv: Ptr, env: Ptr, call: im
 unsafe extern "C" fn posix_spawn(pid: Ptr, p: Ptr, f: Ptr, t: Ptr, a: Ptr, e: Ptr) -> c_int {
     touch(pid as u64, 4);
     // SAFETY: the program's call.
-    spawn(p, f, t, a, e, || unsafe { next::posix_spawn(pid, p, f, t, a, e) })
+    spawn(p, f, t, a, e, || unsafe { real::posix_spawn(pid, p, f, t, a, e) })
 }
 
 /// posix_spawnp(3).
@@ -206,7 +205,7 @@ unsafe extern "C" fn posix_spawn(pid: Ptr, p: Ptr, f: Ptr, t: Ptr, a: Ptr, e: Pt
 unsafe extern "C" fn posix_spawnp(pid: Ptr, p: Ptr, f: Ptr, t: Ptr, a: Ptr, e: Ptr) -> c_int {
     touch(pid as u64, 4);
     // SAFETY: the program's call.
-    spawn(p, f, t, a, e, || unsafe { next::posix_spawnp(pid, p, f, t, a, e) })
+    spawn(p, f, t, a, e, || unsafe { real::posix_spawnp(pid, p, f, t, a, e) })
 }
 
 /// system(3): the shell gets the string from a child that shares our memory.
@@ -218,7 +217,7 @@ unsafe extern "C" fn system(command: Ptr) -> c_int {
     }
     let blocked = masks::expose();
     // SAFETY: the program's call.
-    let r = unsafe { next::system(command) };
+    let r = unsafe { real::system(command) };
     masks::hide(blocked);
     r
 }
@@ -231,5 +230,5 @@ unsafe extern "C" fn popen(command: Ptr, kind: Ptr) -> Ptr {
         touch_strings(environment());
     }
     // SAFETY: the program's call.
-    unsafe { next::popen(command, kind) }
+    unsafe { real::popen(command, kind) }
 }

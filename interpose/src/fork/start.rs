@@ -7,7 +7,6 @@
 //! Soundness: a slot is owned from the compare-and-swap that takes it until `state` is 0 again; it is read once, by
 //! the thread that it was made for.
 
-use crate::sys::next;
 use crate::{config, masks, real};
 use core::arch::naked_asm;
 use core::ffi::{c_int, c_void};
@@ -90,5 +89,5 @@ unsafe extern "C" fn pthread_create(t: *mut c_void, a: *mut c_void, f: *mut c_vo
 #[unsafe(no_mangle)]
 unsafe extern "C" fn thrd_create(t: *mut c_void, f: *mut c_void, x: *mut c_void) -> c_int {
     // SAFETY: the program's call; `begin` returns what the program's routine does.
-    created(f, x, |f, x| unsafe { next::thrd_create(t, f, x) })
+    created(f, x, |f, x| unsafe { real::thrd_create(t, f, x) })
 }

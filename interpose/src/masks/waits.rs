@@ -5,7 +5,6 @@
 
 use super::{FAULTS, bit, pending, take, under};
 use crate::receive::touch;
-use crate::sys::next;
 use crate::{config, probe, real, tls};
 use core::ffi::{c_int, c_void};
 
@@ -48,7 +47,7 @@ unsafe extern "C" fn sigpending(set: Ptr) -> c_int {
     touch(set as u64, 8);
     // SAFETY: the program's call; the kernel has just written the first word.
     unsafe {
-        let r = next::sigpending(set);
+        let r = real::sigpending(set);
         if r == 0 && config::loaded() {
             *(set as *mut u64) |= pending();
         }
@@ -96,7 +95,7 @@ unsafe extern "C" fn sigwait(set: Ptr, sig: *mut c_int) -> c_int {
             *sig = s;
             return 0;
         }
-        next::sigwait(set, sig.cast())
+        real::sigwait(set, sig.cast())
     }
 }
 
@@ -104,7 +103,7 @@ unsafe extern "C" fn sigwait(set: Ptr, sig: *mut c_int) -> c_int {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sigwaitinfo(set: Ptr, info: Ptr) -> c_int {
     // SAFETY: the program's call.
-    unsafe { kept(set, info).unwrap_or_else(|| next::sigwaitinfo(set, info)) }
+    unsafe { kept(set, info).unwrap_or_else(|| real::sigwaitinfo(set, info)) }
 }
 
 /// sigtimedwait(2).
@@ -112,7 +111,7 @@ unsafe extern "C" fn sigwaitinfo(set: Ptr, info: Ptr) -> c_int {
 unsafe extern "C" fn sigtimedwait(set: Ptr, info: Ptr, t: Ptr) -> c_int {
     touch(t as u64, TIMESPEC);
     // SAFETY: the program's call.
-    unsafe { kept(set, info).unwrap_or_else(|| next::sigtimedwait(set, info, t)) }
+    unsafe { kept(set, info).unwrap_or_else(|| real::sigtimedwait(set, info, t)) }
 }
 
 /// pthread_attr_setsigmask_np(3): a thread may not start with the fault signals blocked.
@@ -120,5 +119,5 @@ unsafe extern "C" fn sigtimedwait(set: Ptr, info: Ptr, t: Ptr) -> c_int {
 unsafe extern "C" fn pthread_attr_setsigmask_np(attr: Ptr, mask: Ptr) -> c_int {
     let mut copy = [0u64; 16];
     // SAFETY: the program's call; libc copies the set.
-    unsafe { next::pthread_attr_setsigmask_np(attr, super::stripped(mask, &mut copy)) }
+    unsafe { real::pthread_attr_setsigmask_np(attr, super::stripped(mask, &mut copy)) }
 }
