@@ -138,6 +138,7 @@ reals! {
     epoll_wait = "epoll_wait": fn(e: c_int, v: Ptr, n: c_int, t: c_int) -> c_int;
     epoll_pwait = "epoll_pwait": fn(e: c_int, v: Ptr, n: c_int, t: c_int, m: Ptr) -> c_int;
     ppoll = "ppoll": fn(f: Ptr, n: u64, t: Ptr, m: Ptr) -> c_int;
+    ppoll_chk = "__ppoll_chk": fn(f: Ptr, n: u64, t: Ptr, m: Ptr, l: Size) -> c_int;
     pselect = "pselect": fn(n: c_int, r: Ptr, w: Ptr, x: Ptr, t: Ptr, m: Ptr) -> c_int;
     sigsuspend = "sigsuspend": fn(m: Ptr) -> c_int;
 

@@ -1,4 +1,4 @@
-//! stdio, and readiness calls: libc hands the caller's memory to the kernel from inside.
+//! stdio: libc hands the caller's memory to the kernel from inside.
 //!
 //! `fwrite` of a large block writes straight from the caller's address, `fread` reads straight into it, by calls
 //! that no hook sees. So named bytes go through a bounce buffer, piece by piece, and destinations are made
@@ -219,55 +219,3 @@ unsafe extern "C" fn setbuffer(f: *mut c_void, b: *mut c_void, n: usize) {
 
 /// Length that setbuf implies.
 const BUFSIZ: usize = 8192;
-/// `struct epoll_event` on x86-64.
-const EPOLL_EVENT: u64 = 12;
-
-fn events_resident(v: *mut c_void, n: c_int) {
-    if config::loaded()
-        && n > 0
-        && let Some(s) = Span::new(v as u64, n as u64 * EPOLL_EVENT)
-    {
-        let _ = TRACKER.make_resident(threads::current(), s);
-    }
-}
-
-/// epoll_wait(2): the kernel writes the events.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn epoll_wait(e: c_int, v: *mut c_void, n: c_int, timeout: c_int) -> c_int {
-    events_resident(v, n);
-    // SAFETY: the program's call.
-    unsafe { real::epoll_wait(e, v, n, timeout) }
-}
-
-/// epoll_pwait(2).
-#[unsafe(no_mangle)]
-unsafe extern "C" fn epoll_pwait(e: c_int, v: *mut c_void, n: c_int, timeout: c_int, mask: *mut c_void) -> c_int {
-    events_resident(v, n);
-    let mut copy = [0u64; 16];
-    // SAFETY: the program's call; the mask is the program's, or our copy of it.
-    unsafe {
-        let mask = crate::masks::stripped(mask, &mut copy);
-        real::epoll_pwait(e, v, n, timeout, mask)
-    }
-}
-
-/// epoll_pwait2(2).
-#[unsafe(no_mangle)]
-unsafe extern "C" fn epoll_pwait2(
-    e: c_int,
-    v: *mut c_void,
-    n: c_int,
-    timeout: *mut c_void,
-    mask: *mut c_void,
-) -> c_int {
-    events_resident(v, n);
-    if config::loaded() {
-        crate::receive::touch(timeout as u64, 16);
-    }
-    let mut copy = [0u64; 16];
-    // SAFETY: the program's call; the mask is the program's, or our copy of it.
-    unsafe {
-        let mask = crate::masks::stripped(mask, &mut copy);
-        real::epoll_pwait2(e, v, n, timeout, mask)
-    }
-}

@@ -1,7 +1,10 @@
 // hazard 11: fault signals that are sent: blocked, pending, waited for; nested faults and jumps between handlers
 // expect: elided
 #include "common.h"
+#include <sys/epoll.h>
 #include <ucontext.h>
+
+int __ppoll_chk(struct pollfd *, nfds_t, const struct timespec *, const sigset_t *, size_t);
 
 #define N (160 * KIB)
 #define PAGE ((size_t)4096)
@@ -32,6 +35,49 @@ static int is_pending(int sig) {
     sigset_t now;
     MUST(sigpending(&now) == 0);
     return sigismember(&now, sig);
+}
+
+/* Every call that waits under a mask of its own. */
+enum { PPOLL, PPOLL_CHK, PSELECT, EPOLL_PWAIT, EPOLL_PWAIT2, WAITS };
+static int wait_under(int how, const sigset_t *mask) {
+    static const struct timespec long_ = {5, 0};
+    struct epoll_event e;
+    struct timespec t = long_;
+    int r, ep = epoll_create1(0);
+    switch (how) {
+    case PPOLL: r = ppoll(NULL, 0, &t, mask); break;
+    case PPOLL_CHK: r = __ppoll_chk(NULL, 0, &t, mask, 0); break;
+    case PSELECT: r = pselect(0, NULL, NULL, NULL, &t, mask); break;
+    case EPOLL_PWAIT: r = epoll_pwait(ep, &e, 1, 5000, mask); break;
+    default: r = epoll_pwait2(ep, &e, 1, &t, mask);
+    }
+    int saved = errno;
+    close(ep);
+    errno = saved;
+    return r;
+}
+
+static volatile int blocked_inside, bad_inside;
+static void on_alarm(int sig) {
+    (void)sig;
+    blocked_inside = is_blocked(SIGSEGV) + is_blocked(SIGBUS);
+    bad_inside = touch();
+}
+/* A handler that comes in with the mask inherits it, and touches elided memory. */
+static void handled_inside(peer *p) {
+    struct sigaction sa = {.sa_handler = on_alarm};
+    sigset_t all;
+    sigfillset(&all), sigdelset(&all, SIGALRM);
+    sigaction(SIGALRM, &sa, NULL);
+    for (int how = 0; how < WAITS; how++) {
+        struct itimerval soon = {.it_value = {0, 20000}};
+        GET(p, seed, data, N);
+        setitimer(ITIMER_REAL, &soon, NULL);
+        blocked_inside = bad_inside = -1;
+        SAY_ERR("waited: %ld errno %d", wait_under(how, &all));
+        say("inside: blocked %d bad %d, after: %d", blocked_inside, bad_inside, is_blocked(SIGSEGV));
+    }
+    signal(SIGALRM, SIG_DFL);
 }
 
 static void waits(int sig) {
@@ -68,12 +114,11 @@ static void waits(int sig) {
     raise(sig);
     SAY_ERR("sigsuspend %ld errno %d", sigsuspend(&none));
     say("ran %d code %d blocked %d", ran, code, is_blocked(sig));
-    raise(sig);
-    SAY_ERR("ppoll %ld errno %d", ppoll(NULL, 0, &(struct timespec){5, 0}, &none));
-    say("ran %d", ran);
-    raise(sig);
-    SAY_ERR("pselect %ld errno %d", pselect(0, NULL, NULL, NULL, &(struct timespec){5, 0}, &none));
-    say("ran %d pending %d", ran, is_pending(sig));
+    for (int how = 0; how < WAITS; how++) {
+        raise(sig); /* held back, until the call's mask lets it in */
+        SAY_ERR("waited: %ld errno %d", wait_under(how, &none));
+        say("ran %d pending %d blocked %d", ran, is_pending(sig), is_blocked(sig));
+    }
     raise(sig);
     signal(sig, SIG_IGN);
     say("ignored: pending %d", is_pending(sig));
@@ -241,6 +286,7 @@ int main(int argc, char **argv) {
 #define FRESH() GET(&p, seed, data, N)
         FRESH();
         waits(r & 1 ? SIGBUS : SIGSEGV);
+        handled_inside(&p);
         FRESH();
         stacks(&p, r);
         FRESH();

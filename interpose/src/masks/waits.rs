@@ -12,6 +12,10 @@ type Ptr = *mut c_void;
 
 /// Bytes of a `struct timespec`.
 const TIMESPEC: u64 = 16;
+/// Bytes of a `struct pollfd`.
+const POLLFD: u64 = 8;
+/// Bytes of a `struct epoll_event` on x86-64.
+const EPOLL_EVENT: u64 = 12;
 
 /// sigsuspend(2).
 #[unsafe(no_mangle)]
@@ -23,10 +27,17 @@ unsafe extern "C" fn sigsuspend(mask: Ptr) -> c_int {
 /// ppoll(2).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ppoll(f: Ptr, n: u64, t: Ptr, mask: Ptr) -> c_int {
-    touch(f as u64, n.saturating_mul(8));
+    touch(f as u64, n.saturating_mul(POLLFD));
     touch(t as u64, TIMESPEC);
     // SAFETY: the program's call.
     unsafe { under(mask, |m| real::ppoll(f, n, t, m)) }
+}
+
+/// Fortified ppoll: an overflow is libc's to report.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __ppoll_chk(f: Ptr, n: u64, t: Ptr, mask: Ptr, len: usize) -> c_int {
+    // SAFETY: the program's call; on an overflow libc aborts before it looks at the rest.
+    unsafe { if len as u64 / POLLFD < n { real::ppoll_chk(f, n, t, mask, len) } else { ppoll(f, n, t, mask) } }
 }
 
 /// pselect(2).
@@ -39,6 +50,31 @@ unsafe extern "C" fn pselect(n: c_int, r: Ptr, w: Ptr, x: Ptr, t: Ptr, mask: Ptr
     touch(t as u64, TIMESPEC);
     // SAFETY: the program's call.
     unsafe { under(mask, |m| real::pselect(n, r, w, x, t, m)) }
+}
+
+/// epoll_wait(2), which has no mask.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn epoll_wait(e: c_int, v: Ptr, n: c_int, t: c_int) -> c_int {
+    touch(v as u64, n.max(0) as u64 * EPOLL_EVENT);
+    // SAFETY: the program's call.
+    unsafe { real::epoll_wait(e, v, n, t) }
+}
+
+/// epoll_pwait(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn epoll_pwait(e: c_int, v: Ptr, n: c_int, t: c_int, mask: Ptr) -> c_int {
+    touch(v as u64, n.max(0) as u64 * EPOLL_EVENT);
+    // SAFETY: the program's call.
+    unsafe { under(mask, |m| real::epoll_pwait(e, v, n, t, m)) }
+}
+
+/// epoll_pwait2(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn epoll_pwait2(e: c_int, v: Ptr, n: c_int, t: Ptr, mask: Ptr) -> c_int {
+    touch(v as u64, n.max(0) as u64 * EPOLL_EVENT);
+    touch(t as u64, TIMESPEC);
+    // SAFETY: the program's call.
+    unsafe { under(mask, |m| real::epoll_pwait2(e, v, n, t, m)) }
 }
 
 /// sigpending(2): with the signals that we keep.
