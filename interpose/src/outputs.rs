@@ -20,6 +20,7 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use zio_tracker::addr::{PAGE, Span, page_down};
 use zio_tracker::page_state::Bit;
 
+mod background;
 mod control;
 mod raw_call;
 mod vectors;
@@ -426,12 +427,6 @@ hooks! {
     fcntl(fd: c_int, c: c_int, a: Ptr) -> c_int, control::descriptor(c, a as u64);
     fcntl64(fd: c_int, c: c_int, a: Ptr) -> c_int, control::descriptor(c, a as u64);
     ioctl(fd: c_int, r: c_ulong, a: Ptr) -> c_int, control_argument(r, a as u64);
-    aio_read(a: Ptr) -> c_int, vectors::aio(a as u64);
-    aio_read64(a: Ptr) -> c_int, vectors::aio(a as u64);
-    aio_write(a: Ptr) -> c_int, vectors::aio(a as u64);
-    aio_write64(a: Ptr) -> c_int, vectors::aio(a as u64);
-    lio_listio(m: c_int, v: Ptr, n: c_int, s: Ptr) -> c_int, vectors::aio_list(v, n);
-    lio_listio64(m: c_int, v: Ptr, n: c_int, s: Ptr) -> c_int, vectors::aio_list(v, n);
     io_submit(c: Ptr, n: c_long, v: Ptr) -> c_int, vectors::submitted(v, n);
     io_getevents(c: Ptr, m: c_long, n: c_long, v: Ptr, t: Mem<16>) -> c_int,
         block(v as u64, (n.max(0) as u64).saturating_mul(32));

@@ -170,4 +170,16 @@ reals! {
     sigwait = "sigwait": fn(s: Ptr, n: Ptr) -> c_int;
     sigwaitinfo = "sigwaitinfo": fn(s: Ptr, i: Ptr) -> c_int;
     sigtimedwait = "sigtimedwait": fn(s: Ptr, i: Ptr, t: Ptr) -> c_int;
+
+    timer_create = "timer_create": fn(c: c_int, e: Ptr, t: Ptr) -> c_int;
+    mq_notify = "mq_notify": fn(q: c_int, e: Ptr) -> c_int;
+    aio_read = "aio_read": fn(a: Ptr) -> c_int;
+    aio_read64 = "aio_read64": fn(a: Ptr) -> c_int;
+    aio_write = "aio_write": fn(a: Ptr) -> c_int;
+    aio_write64 = "aio_write64": fn(a: Ptr) -> c_int;
+    aio_fsync = "aio_fsync": fn(o: c_int, a: Ptr) -> c_int;
+    aio_fsync64 = "aio_fsync64": fn(o: c_int, a: Ptr) -> c_int;
+    lio_listio = "lio_listio": fn(m: c_int, v: Ptr, n: c_int, e: Ptr) -> c_int;
+    lio_listio64 = "lio_listio64": fn(m: c_int, v: Ptr, n: c_int, e: Ptr) -> c_int;
+    getaddrinfo_a = "getaddrinfo_a": fn(m: c_int, v: Ptr, n: c_int, e: Ptr) -> c_int;
 }

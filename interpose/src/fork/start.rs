@@ -78,7 +78,7 @@ fn created(f: *mut c_void, x: *mut c_void, create: impl FnOnce(*mut c_void, *mut
     r
 }
 
-/// pthread_create(3): from now on there may be a second thread.
+/// pthread_create(3).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pthread_create(t: *mut c_void, a: *mut c_void, f: *mut c_void, x: *mut c_void) -> c_int {
     // SAFETY: the program's call; `begin` has a start routine's type.

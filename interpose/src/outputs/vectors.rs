@@ -72,25 +72,6 @@ pub fn option(v: Ptr, n: Ptr) {
     }
 }
 
-/// A control block of POSIX asynchronous IO: libc's own threads make the calls, unseen.
-pub fn aio(at: u64) {
-    // The buffer is the third word, its length the fourth.
-    if let Some(words) = probe::read::<[u64; 4]>(at) {
-        block(words[2], words[3]);
-    }
-}
-
-/// lio_listio(3).
-pub fn aio_list(v: Ptr, n: c_int) {
-    for i in 0..n.max(0) as u64 {
-        match probe::read::<u64>(v as u64 + i * 8) {
-            Some(0) => {}
-            Some(at) => aio(at),
-            None => return,
-        }
-    }
-}
-
 /// io_submit of libaio, and the raw call: control blocks of 64 bytes.
 pub fn submitted(v: Ptr, n: c_long) {
     if !any() {
