@@ -163,7 +163,11 @@ pub fn hide(bits: u64) {
     }
 }
 
-unsafe fn change(how: c_int, set: *mut c_void, old: *mut c_void) -> c_int {
+/// pthread_sigmask(3): 0, or an errno.
+///
+/// # Safety
+/// `set` and `old` are null, or sets of the program's.
+pub unsafe fn change(how: c_int, set: *mut c_void, old: *mut c_void) -> c_int {
     // SAFETY: the program's call.
     unsafe {
         if !config::loaded() {

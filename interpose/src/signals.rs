@@ -24,6 +24,7 @@ use zio_tracker::stats::Counter;
 use zio_tracker::thread::Thread;
 
 mod actions;
+mod historic;
 mod jumps;
 mod stacks;
 

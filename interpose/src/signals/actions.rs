@@ -16,13 +16,9 @@ const SA_EXPOSE_TAGBITS: u32 = 0x800;
 /// Never blocked, whatever a mask says.
 const UNBLOCKABLE: u64 = 1 << (libc::SIGKILL - 1) | 1 << (libc::SIGSTOP - 1);
 
-unsafe extern "C" {
-    fn __errno_location() -> *mut c_int;
-}
-
 /// sigaction(2).
 #[unsafe(no_mangle)]
-unsafe extern "C" fn sigaction(sig: c_int, new: *const Action, old: *mut Action) -> c_int {
+pub unsafe extern "C" fn sigaction(sig: c_int, new: *const Action, old: *mut Action) -> c_int {
     // SAFETY: the program's call.
     unsafe {
         if !INSTALLED.load(Ordering::Acquire) || !(1..SIGNALS as c_int).contains(&sig) {
@@ -122,52 +118,6 @@ fn wrapped(a: Action) -> Action {
         w.flags = (a.flags | libc::SA_SIGINFO) & !libc::SA_RESETHAND;
     }
     w
-}
-
-unsafe fn simple(sig: c_int, handler: u64, flags: c_int) -> u64 {
-    let mut new = DEFAULT;
-    new.handler = handler;
-    new.flags = flags;
-    if flags & libc::SA_NODEFER == 0 && (1..65).contains(&sig) {
-        new.mask[0] = masks::bit(sig);
-    }
-    let mut old = DEFAULT;
-    // SAFETY: our own structures.
-    unsafe {
-        if handler == libc::SIG_ERR as u64 {
-            *__errno_location() = libc::EINVAL;
-            return handler;
-        }
-        if sigaction(sig, &new, &mut old) != 0 { libc::SIG_ERR as u64 } else { old.handler }
-    }
-}
-
-/// signal(2) with BSD semantics, as glibc's.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn signal(sig: c_int, handler: u64) -> u64 {
-    // SAFETY: the program's call.
-    unsafe { simple(sig, handler, libc::SA_RESTART) }
-}
-
-/// The same.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn bsd_signal(sig: c_int, handler: u64) -> u64 {
-    // SAFETY: the program's call.
-    unsafe { simple(sig, handler, libc::SA_RESTART) }
-}
-
-/// signal(2) with System V semantics.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn sysv_signal(sig: c_int, handler: u64) -> u64 {
-    // SAFETY: the program's call.
-    unsafe { simple(sig, handler, libc::SA_RESETHAND | libc::SA_NODEFER) }
-}
-
-/// glibc's name of it under -ansi.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn __sysv_signal(sig: c_int, handler: u64) -> u64 {
-    // SAFETY: the program's call.
-    unsafe { simple(sig, handler, libc::SA_RESETHAND | libc::SA_NODEFER) }
 }
 
 /// For an exec: an ignored fault signal stays ignored in the new program, which would else get the default. Until

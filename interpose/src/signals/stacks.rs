@@ -210,7 +210,7 @@ unsafe extern "C" {
 
 /// sigaltstack(2): the program's stack is kept in the books, and ours serves.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn sigaltstack(new: *const sys::StackT, old: *mut sys::StackT) -> c_int {
+pub unsafe extern "C" fn sigaltstack(new: *const sys::StackT, old: *mut sys::StackT) -> c_int {
     // Enrolled first: the record's stack must be in place before the program's view is kept.
     let thread = if config::loaded() { threads::current() } else { None };
     let Some(t) = thread.filter(|t| t.stack.load(Ordering::Relaxed) != 0) else {
