@@ -171,6 +171,9 @@ reals! {
     sigwaitinfo = "sigwaitinfo": fn(s: Ptr, i: Ptr) -> c_int;
     sigtimedwait = "sigtimedwait": fn(s: Ptr, i: Ptr, t: Ptr) -> c_int;
 
+    pthread_attr_getstack = "pthread_attr_getstack": fn(a: Ptr, p: Ptr, n: Ptr) -> c_int;
+    pthread_attr_getstacksize = "pthread_attr_getstacksize": fn(a: Ptr, n: Ptr) -> c_int;
+
     timer_create = "timer_create": fn(c: c_int, e: Ptr, t: Ptr) -> c_int;
     mq_notify = "mq_notify": fn(q: c_int, e: Ptr) -> c_int;
     aio_read = "aio_read": fn(a: Ptr) -> c_int;

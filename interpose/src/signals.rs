@@ -29,6 +29,7 @@ mod jumps;
 mod stacks;
 
 pub use actions::{execing, not_execed};
+pub use stacks::handed_over_by;
 
 const SIGNALS: usize = 65;
 const SA_RESTORER: u64 = 0x0400_0000;

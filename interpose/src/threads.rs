@@ -5,6 +5,7 @@
 
 use crate::{TRACKER, sys, tls};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use zio_tracker::addr::Span;
 use zio_tracker::stats::SHARDS;
 use zio_tracker::sys::linux::map_anonymous;
 use zio_tracker::thread::{SIGNAL_STACK, Thread};
@@ -87,6 +88,10 @@ fn give_signal_stack(t: &'static Thread) {
         t.program_stack[0].store(old.sp, Ordering::Relaxed);
         t.program_stack[1].store(old.size, Ordering::Relaxed);
         t.program_stack[2].store(old.flags as u64, Ordering::Relaxed);
+        // Set before the hooks were ready, or past them. The kernel writes our own frames there as well.
+        if let Some(s) = Span::new(old.sp, old.size) {
+            let _ = TRACKER.make_stack(Some(t), s);
+        }
         return;
     }
     let mut base = t.stack.load(Ordering::Relaxed);

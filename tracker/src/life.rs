@@ -135,6 +135,28 @@ impl<K: Kernel> Tracker<K> {
         .unwrap_or(Ok(()))
     }
 
+    /// Memory that the program makes a stack of, or a stack for signals: the kernel writes signal frames there, and
+    /// cannot reach an armed page. So none of it is armed from now on. In `guard` mode its registration stays: it
+    /// changes nothing for resident pages, and to take it back would cut the mapping in pieces, as many as the program
+    /// has stacks.
+    ///
+    /// # Errors
+    /// As [`Self::make_resident`].
+    pub fn make_stack(&self, t: Option<&Thread>, s: Span) -> Result<(), Errno> {
+        if self.arming() == Arming::Missing {
+            // A page that the program discards would be missing again, and so armed.
+            return self.make_unknown(t, s);
+        }
+        self.locked(t, |st| {
+            let pages = Self::pages_of(s);
+            let _ = st.known.erase(pages.start, pages.end, |_| ());
+            let r = self.materialise(st, pages);
+            self.publish(st);
+            r
+        })
+        .unwrap_or(Ok(()))
+    }
+
     /// A block of a size that may be elided was allocated by an allocator that may unmap it unseen once freed.
     pub fn block_added(&self, t: Option<&Thread>, block: Span) {
         self.locked(t, |st| self.know(st, block, KNOWN_BLOCK));

@@ -7,7 +7,7 @@
 //! Soundness: a slot is owned from the compare-and-swap that takes it until `state` is 0 again; it is read once, by
 //! the thread that it was made for.
 
-use crate::{config, masks, real};
+use crate::{config, masks, real, signals};
 use core::arch::naked_asm;
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -81,6 +81,7 @@ fn created(f: *mut c_void, x: *mut c_void, create: impl FnOnce(*mut c_void, *mut
 /// pthread_create(3).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pthread_create(t: *mut c_void, a: *mut c_void, f: *mut c_void, x: *mut c_void) -> c_int {
+    signals::handed_over_by(a as u64);
     // SAFETY: the program's call; `begin` has a start routine's type.
     created(f, x, |f, x| unsafe { real::pthread_create(t, a, f, x) })
 }

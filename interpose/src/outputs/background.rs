@@ -8,9 +8,9 @@
 //! Soundness: as in the parent. What a control block points at is read by [`probe`] after the block was made resident.
 //! A callback is written once, by whoever took its place with a compare-and-swap, before `state` says that it is there.
 
-use super::{Ptr, STRING, any, block, text};
+use super::{Ptr, STRING, block, text};
 use crate::masks::{self, FAULT_BITS};
-use crate::{config, init, probe, real, sys};
+use crate::{config, init, probe, real, signals, sys};
 use core::arch::naked_asm;
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -31,6 +31,7 @@ const HINTS: u64 = 48;
 fn by_thread(event: [u64; EVENT_WORDS]) {
     if (event[1] >> 32) as c_int == libc::SIGEV_THREAD {
         block(event[3], ATTRIBUTES);
+        signals::handed_over_by(event[3]);
     }
 }
 
@@ -160,9 +161,7 @@ macro_rules! asynchronous {
             #[doc = $doc]
             #[unsafe(no_mangle)]
             unsafe extern "C" fn $name($($before: $t,)? a: Ptr) -> c_int {
-                if any() {
-                    control(a as u64);
-                }
+                control(a as u64);
                 // SAFETY: the program's call.
                 unsafe { real::$name($($before,)? a) }
             }
@@ -184,10 +183,8 @@ macro_rules! list {
         #[doc = $doc]
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name(mode: c_int, list: Ptr, n: c_int, e: Ptr) -> c_int {
-            if any() {
-                event(e);
-                each(list, n, $one);
-            }
+            event(e);
+            each(list, n, $one);
             // SAFETY: the program's call.
             unsafe { real::$name(mode, list, n, e) }
         }

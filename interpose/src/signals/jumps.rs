@@ -7,11 +7,11 @@
 //!
 //! Soundness: the entry points keep their argument registers and the stack pointer, and end in a jump to libc's
 //! function. The buffer's layout (x86-64 glibc) is part of its ABI: `rsp`, mangled, at 48, the flag at 64, the mask
-//! at 72; in a `ucontext_t` they are at 160 and 296. A buffer without a saved mask may be shorter: only the flag is read then.
+//! at 72; in a `ucontext_t` the stack is at 16, the other two at 160 and 296. A buffer without a saved mask may be shorter: only the flag is read then.
 
 use super::stacks;
 use crate::masks::{self, FAULT_BITS};
-use crate::{config, real, tls};
+use crate::{config, real, sys, tls};
 use core::arch::{asm, naked_asm};
 use core::ffi::{CStr, c_int};
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -28,6 +28,7 @@ static REAL_LONGJMP_CHK: AtomicUsize = AtomicUsize::new(0);
 static REAL_GETCONTEXT: AtomicUsize = AtomicUsize::new(0);
 static REAL_SETCONTEXT: AtomicUsize = AtomicUsize::new(0);
 static REAL_SWAPCONTEXT: AtomicUsize = AtomicUsize::new(0);
+static REAL_MAKECONTEXT: AtomicUsize = AtomicUsize::new(0);
 
 #[used]
 #[unsafe(link_section = ".init_array")]
@@ -41,6 +42,7 @@ extern "C" fn resolve() {
     set(&REAL_GETCONTEXT, c"getcontext");
     set(&REAL_SETCONTEXT, c"setcontext");
     set(&REAL_SWAPCONTEXT, c"swapcontext");
+    set(&REAL_MAKECONTEXT, c"makecontext");
 }
 
 /// Before a buffer is filled.
@@ -82,6 +84,7 @@ fn demangled(p: u64) -> u64 {
     p.rotate_right(17) ^ secret
 }
 
+const CONTEXT_STACK: u64 = 16;
 const CONTEXT_RSP: u64 = 160;
 const CONTEXT_MASK: u64 = 296;
 
@@ -141,6 +144,28 @@ unsafe extern "C" fn swapping(old: u64, new: u64) {
             resume(new);
         }
     }
+}
+
+/// Before a context gets a stack.
+unsafe extern "C" fn making(context: u64) {
+    if REAL_MAKECONTEXT.load(Ordering::Relaxed) == 0 {
+        resolve();
+    }
+    // SAFETY: the program's `ucontext_t`, filled by getcontext and with its stack set.
+    let s = unsafe { ((context + CONTEXT_STACK) as *const sys::StackT).read() };
+    stacks::handed_over(s.sp, s.size);
+}
+
+/// makecontext(3), with any number of arguments: all registers that pass some are kept.
+#[unsafe(no_mangle)]
+#[unsafe(naked)]
+unsafe extern "C" fn makecontext() {
+    naked_asm!(
+        "push rdi", "push rsi", "push rdx", "push rcx", "push r8", "push r9", "push rax",
+        "call {before}",
+        "pop rax", "pop r9", "pop r8", "pop rcx", "pop rdx", "pop rsi", "pop rdi",
+        "jmp qword ptr [rip + {real}]",
+        before = sym making, real = sym REAL_MAKECONTEXT)
 }
 
 /// setjmp(3) as a function saves the mask.

@@ -16,10 +16,11 @@
 //! thread's. The assembly keeps the callee-saved registers and says so to unwinders.
 
 use super::{SIGINFO, UContext};
-use crate::{config, fork, real, sys, threads, tls};
+use crate::{TRACKER, config, fork, real, sys, threads, tls};
 use core::arch::global_asm;
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::Ordering;
+use zio_tracker::addr::Span;
 use zio_tracker::thread::{SIGNAL_STACK, Thread};
 
 /// Less of our stack than this is not worth registering: a frame with AVX-512 state is 3.5 KiB, AMX 11.
@@ -208,9 +209,42 @@ unsafe extern "C" {
     fn __errno_location() -> *mut c_int;
 }
 
+/// The program hands memory over that is to be a stack.
+pub fn handed_over(base: u64, len: u64) {
+    if config::loaded()
+        && let Some(s) = Span::new(base, len)
+    {
+        let _ = TRACKER.make_stack(threads::current(), s);
+    }
+}
+
+/// The stack that a thread is to get by its `pthread_attr_t`, if that names one.
+pub fn handed_over_by(attributes: u64) {
+    if attributes == 0 || !config::loaded() {
+        return;
+    }
+    let Some(mut copy) = crate::probe::read::<[u64; 7]>(attributes) else { return };
+    let (mut base, mut len, mut usual) = (0u64, 0u64, 0u64);
+    // SAFETY: a whole `pthread_attr_t`, of which only numbers are read; our own locals.
+    unsafe {
+        real::pthread_attr_getstack(copy.as_mut_ptr().cast(), (&raw mut base).cast(), (&raw mut len).cast());
+        real::pthread_attr_getstacksize(copy.as_mut_ptr().cast(), (&raw mut usual).cast());
+    }
+    // libc keeps the upper end, null when there is none; no length means the default.
+    let end = base.wrapping_add(len);
+    if end != 0 {
+        handed_over(end.saturating_sub(usual), usual);
+    }
+}
+
 /// sigaltstack(2): the program's stack is kept in the books, and ours serves.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sigaltstack(new: *const sys::StackT, old: *mut sys::StackT) -> c_int {
+    if let Some(asked) = crate::probe::read::<sys::StackT>(new as u64)
+        && asked.flags & libc::SS_DISABLE == 0
+    {
+        handed_over(asked.sp, asked.size);
+    }
     // Enrolled first: the record's stack must be in place before the program's view is kept.
     let thread = if config::loaded() { threads::current() } else { None };
     let Some(t) = thread.filter(|t| t.stack.load(Ordering::Relaxed) != 0) else {

@@ -138,14 +138,16 @@ fn remap(w: &World) {
     w.compare(s);
 }
 
-/// mprotect or mlock, and perhaps back.
+/// mprotect or mlock, or a use as a stack, and perhaps back.
 fn change_protection(w: &World) {
     let s = range(w);
     let t = Some(w.thread());
-    w.note("make unknown", [s.start, s.len(), 0]);
-    if w.tracker().make_unknown(t, s).is_err() {
-        assert!(w.failing(), "make_unknown failed without a reason");
-        w.without_failures(|| w.tracker().make_unknown(t, s)).expect("make_unknown fails for good");
+    let stack = w.rng.coin(3);
+    w.note("make unknown", [s.start, s.len(), u64::from(stack)]);
+    let give_up = || if stack { w.tracker().make_stack(t, s) } else { w.tracker().make_unknown(t, s) };
+    if give_up().is_err() {
+        assert!(w.failing(), "giving memory up failed without a reason");
+        w.without_failures(give_up).expect("giving memory up fails for good");
     }
     assert!(!w.tracker().pages.any_armed(s), "armed pages in unknown memory");
     w.let_others_run();
