@@ -9,7 +9,7 @@ unsafe extern "C" {
 }
 
 fn ours(fd: c_int) -> bool {
-    config::loaded() && fd >= 0 && TRACKER.kernel.descriptor() == fd
+    config::loaded() && TRACKER.kernel.is_descriptor(fd)
 }
 
 /// close(2): our descriptor is not one that the program opened.
@@ -56,7 +56,7 @@ pub unsafe extern "C" fn close_range(first: u32, last: u32, flags: c_int) -> c_i
     let fd = TRACKER.kernel.descriptor();
     // SAFETY: the program's call, in two parts when our descriptor lies inside.
     unsafe {
-        if !config::loaded() || fd < 0 || (fd as u32) < first || fd as u32 > last {
+        if !ours(fd) || (fd as u32) < first || fd as u32 > last {
             return real::close_range(first, last, flags);
         }
         let fd = fd as u32;

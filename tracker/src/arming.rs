@@ -286,15 +286,17 @@ impl<K: Kernel> Tracker<K> {
         match e {
             Errno::AGAIN => Ok(()),
             // The descriptor, or the registration, is gone: the program closed it, or this is a child.
-            Errno::BADF | Errno::NOENT | Errno::INVAL if *tries <= 2 => {
-                if e == Errno::NOENT {
-                    let _ = st.registered.erase(page.start, page.end, |_| ());
-                } else {
-                    self.kernel.reset_descriptor();
+            Errno::BADF | Errno::NOTTY | Errno::NOENT | Errno::INVAL if *tries <= 2 => {
+                if e != Errno::NOENT && self.kernel.reset_descriptor() {
                     if self.arming() == Arming::Missing {
                         return if self.register_all_again(st) { Ok(()) } else { Err(e) };
                     }
                     Self::clear_registered(st);
+                } else if e == Errno::BADF || e == Errno::NOTTY {
+                    // It has just got another number.
+                    return Ok(());
+                } else {
+                    let _ = st.registered.erase(page.start, page.end, |_| ());
                 }
                 match self.ensure_registered(st, page) {
                     Ok(()) => Ok(()),

@@ -7,7 +7,7 @@
 use super::{Errno, Kernel, Others, Register};
 use crate::addr::Span;
 use crate::raw;
-use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 const MADV_DONTNEED: u64 = 4;
 const MADV_POPULATE_WRITE: u64 = 23;
@@ -38,9 +38,13 @@ const DESCRIPTOR_FLOOR: u64 = 900;
 /// space (MADV_WIPEONFORK): a non-zero mark says that `fd` serves *this* address space. A vfork child shares
 /// the memory and keeps the mark, rightly. This costs a load where comparing process ids costs a system call,
 /// and sees raw clones as well.
+///
+/// `identity` is the descriptor's device and inode, which tell it from what the program may have put on its number
+/// after closing it by a call that no hook sees.
 pub struct Linux {
     fd: AtomicI32,
     mark: AtomicPtr<AtomicU32>,
+    identity: [AtomicU64; 2],
 }
 
 impl Default for Linux {
@@ -52,7 +56,11 @@ impl Default for Linux {
 impl Linux {
     /// No descriptor yet.
     pub const fn new() -> Linux {
-        Linux { fd: AtomicI32::new(-1), mark: AtomicPtr::new(core::ptr::null_mut()) }
+        Linux {
+            fd: AtomicI32::new(-1),
+            mark: AtomicPtr::new(core::ptr::null_mut()),
+            identity: [const { AtomicU64::new(0) }; 2],
+        }
     }
 
     /// The descriptor's number, or -1: the hooks of close, dup2 and close_range keep it alive.
@@ -60,12 +68,27 @@ impl Linux {
         self.fd.load(Ordering::Relaxed)
     }
 
+    /// True if that number still stands for the userfaultfd that was opened: ours, or a parent's.
+    pub fn is_descriptor(&self, fd: i32) -> bool {
+        fd >= 0 && self.descriptor() == fd && self.is_open(fd)
+    }
+
+    fn is_open(&self, fd: i32) -> bool {
+        let same = identity(fd).is_some_and(|[device, inode]| {
+            device == self.identity[0].load(Ordering::Relaxed) && inode == self.identity[1].load(Ordering::Relaxed)
+        });
+        same && is_userfaultfd(fd)
+    }
+
     /// Moves the descriptor to another number, because the program is about to use this one.
     pub fn move_descriptor(&self) {
         let old = self.fd.load(Ordering::Relaxed);
-        if old >= 0 {
-            let new = lift(old);
+        // The new number is there before the old one goes: another thread may be about to use it.
+        if old >= 0
+            && let Some(new) = duplicate(old)
+        {
             self.fd.store(new, Ordering::Relaxed);
+            close(old);
         }
     }
 
@@ -78,6 +101,7 @@ impl Linux {
         if fd >= 0 && self.descriptor_is_ours() {
             return Ok(fd);
         }
+        self.reset_descriptor();
         let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64 | UFFD_USER_MODE_ONLY;
         // SAFETY: creates a descriptor, touches no memory.
         let fresh = match unsafe { raw::call(libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0]) } {
@@ -92,6 +116,9 @@ impl Linux {
             return Err(e);
         }
         let fresh = lift(fresh);
+        for (to, value) in self.identity.iter().zip(identity(fresh).unwrap_or_default()) {
+            to.store(value, Ordering::Relaxed);
+        }
         self.fd.store(fresh, Ordering::Relaxed);
         self.set_mark()?;
         Ok(fresh)
@@ -138,17 +165,64 @@ fn close(fd: i32) {
     let _ = unsafe { raw::call(libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0]) };
 }
 
-/// Moves a fresh descriptor above the numbers that programs use; keeps it where it is if that fails.
-fn lift(fd: i32) -> i32 {
+/// Device and inode of an open descriptor. Each userfaultfd has an inode of its own (Linux 5.12).
+fn identity(fd: i32) -> Option<[u64; 2]> {
+    // SAFETY: an all-zero stat is valid.
+    let mut st: libc::stat = unsafe { core::mem::zeroed() };
+    // SAFETY: our own struct.
+    let r = unsafe { raw::call(libc::SYS_fstat, [fd as u64, &raw mut st as u64, 0, 0, 0, 0]) };
+    r.ok().map(|_| [st.st_dev, st.st_ino])
+}
+
+/// True unless the descriptor's name says that it is something else; /proc may be missing.
+fn is_userfaultfd(fd: i32) -> bool {
+    const DIRECTORY: &[u8] = b"/proc/self/fd/";
+    const NAME: &[u8] = b"anon_inode:[userfaultfd]";
+    let mut path = [0u8; 32];
+    for (to, &from) in path.iter_mut().zip(DIRECTORY) {
+        *to = from;
+    }
+    // As many digits as it takes: /proc knows no leading zeros.
+    let (mut n, mut digits) = (fd as u32, 1);
+    while n >= 10u32.pow(digits) && digits < 9 {
+        digits += 1;
+    }
+    for i in (0..digits as usize).rev() {
+        if let Some(to) = path.get_mut(DIRECTORY.len() + i) {
+            *to = b'0' + (n % 10) as u8;
+        }
+        n /= 10;
+    }
+    let mut name = [0u8; 32];
+    let to = [path.as_ptr() as u64, name.as_mut_ptr() as u64, name.len() as u64, 0, 0, 0];
+    // SAFETY: a terminated path and a buffer of ours.
+    match unsafe { raw::call(libc::SYS_readlink, to) } {
+        Ok(len) => name.get(..len as usize) == Some(NAME),
+        Err(_) => true,
+    }
+}
+
+/// A second number for a descriptor, above those that programs use.
+fn duplicate(fd: i32) -> Option<i32> {
     for floor in [DESCRIPTOR_FLOOR, 200, 64] {
         // SAFETY: F_DUPFD_CLOEXEC on our own descriptor.
         let r = unsafe { raw::call(libc::SYS_fcntl, [fd as u64, libc::F_DUPFD_CLOEXEC as u64, floor, 0, 0, 0]) };
         if let Ok(high) = r {
-            close(fd);
-            return high as i32;
+            return Some(high as i32);
         }
     }
-    fd
+    None
+}
+
+/// Moves a fresh descriptor above the numbers that programs use; keeps it where it is if that fails.
+fn lift(fd: i32) -> i32 {
+    match duplicate(fd) {
+        Some(high) => {
+            close(fd);
+            high
+        }
+        None => fd,
+    }
 }
 
 /// The other door: /dev/userfaultfd with file permissions (Linux 6.1).
@@ -218,12 +292,18 @@ impl Kernel for Linux {
         }
     }
 
-    fn reset_descriptor(&self) {
-        let fd = self.fd.swap(-1, Ordering::Relaxed);
-        if fd >= 0 && !self.descriptor_is_ours() {
+    fn reset_descriptor(&self) -> bool {
+        let fd = self.fd.load(Ordering::Relaxed);
+        let open = fd >= 0 && self.is_open(fd);
+        if open && self.descriptor_is_ours() {
+            return false;
+        }
+        self.fd.store(-1, Ordering::Relaxed);
+        if open {
             // The parent's descriptor, inherited by fork: this copy of it serves nobody.
             close(fd);
         }
+        true
     }
 
     fn descriptor_is_ours(&self) -> bool {

@@ -22,6 +22,8 @@ impl Errno {
     pub const EXIST: Errno = Errno(17);
     /// Not registered.
     pub const NOENT: Errno = Errno(2);
+    /// Not a descriptor of that kind.
+    pub const NOTTY: Errno = Errno(25);
     /// Invalid argument.
     pub const INVAL: Errno = Errno(22);
 }
@@ -72,9 +74,10 @@ pub trait Kernel {
     fn fill(&self, dst: Span, src: *const u8) -> Result<u64, Errno>;
     /// Atomically fills missing pages with zeros.
     fn fill_zero(&self, dst: Span) -> Result<u64, Errno>;
-    /// Drops this process's descriptor so that the next `register` opens a new one (after fork, or when
-    /// the program closed it).
-    fn reset_descriptor(&self);
+    /// Drops a descriptor that serves this process no more (a parent's, or one that the program closed or put
+    /// something else in the place of), so that the next `register` opens a new one. False if the descriptor is open
+    /// and ours: nothing was dropped, and what is registered with it still is.
+    fn reset_descriptor(&self) -> bool;
     /// True if the descriptor belongs to this process (not to the parent of a raw clone).
     fn descriptor_is_ours(&self) -> bool;
     /// True if this process has one thread, however others may have been made. False when unsure.

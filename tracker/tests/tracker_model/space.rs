@@ -364,11 +364,15 @@ impl Kernel for FakeKernel {
         w.space.borrow_mut().fill(dst, std::ptr::null(), usize::MAX)
     }
 
-    fn reset_descriptor(&self) {
-        // An open descriptor that is merely forgotten keeps what is registered with it.
+    fn reset_descriptor(&self) -> bool {
         let mut s = self.world().space.borrow_mut();
+        if s.ours && !s.closed {
+            return false;
+        }
+        // An open descriptor that is merely forgotten would keep what is registered with it.
         s.descriptor += 1;
         s.closed = false;
+        true
     }
 
     fn descriptor_is_ours(&self) -> bool {
