@@ -163,22 +163,26 @@ pub fn hide(bits: u64) {
     }
 }
 
-/// pthread_sigmask(3): 0, or an errno.
+/// Changes the mask by `call`, which gets the set for the kernel; 0 is success.
 ///
 /// # Safety
-/// `set` and `old` are null, or sets of the program's.
-pub unsafe fn change(how: c_int, set: *mut c_void, old: *mut c_void) -> c_int {
-    // SAFETY: the program's call.
+/// `set` and `old` are null, or sets of the program's; `call` fails where one of them cannot be read or written.
+pub unsafe fn change_by<R: Copy + PartialEq + Default>(
+    how: c_int,
+    set: *mut c_void,
+    old: *mut c_void,
+    call: impl FnOnce(*mut c_void) -> R,
+) -> R {
+    // SAFETY: caller's contract.
     unsafe {
         if !config::loaded() {
-            return real::pthread_sigmask(how, set, old);
+            return call(set);
         }
         let asked = if set.is_null() { 0 } else { probe::read::<u64>(set as u64).unwrap_or(0) };
         let before = belief();
         let mut copy = [0u64; 16];
-        let given = stripped(set, &mut copy);
-        let r = real::pthread_sigmask(how, given, old);
-        if r != 0 {
+        let r = call(stripped(set, &mut copy));
+        if r != R::default() {
             return r;
         }
         if !old.is_null() {
@@ -192,8 +196,17 @@ pub unsafe fn change(how: c_int, set: *mut c_void, old: *mut c_void) -> c_int {
                 _ => bits,
             });
         }
-        0
+        r
     }
+}
+
+/// pthread_sigmask(3): 0, or an errno.
+///
+/// # Safety
+/// `set` and `old` are null, or sets of the program's.
+pub unsafe fn change(how: c_int, set: *mut c_void, old: *mut c_void) -> c_int {
+    // SAFETY: the program's call.
+    unsafe { change_by(how, set, old, |given| real::pthread_sigmask(how, given, old)) }
 }
 
 /// Makes a call that waits under a mask of the program's. A kept signal that the mask lets in ends the wait: it is

@@ -28,8 +28,8 @@ mod historic;
 mod jumps;
 mod stacks;
 
-pub use actions::{execing, not_execed};
-pub use stacks::handed_over_by;
+pub use actions::{execing, not_execed, raw_sigaction};
+pub use stacks::{handed_over_by, sigaltstack};
 
 const SIGNALS: usize = 65;
 const SA_RESTORER: u64 = 0x0400_0000;

@@ -3,10 +3,13 @@
 //! Soundness: as in the parent; calls that have a hook of their own go through it with the same arguments.
 
 use super::{ADDRESS, Ptr, any, block, control, iovecs, strings, text, vectors};
-use crate::{TRACKER, config, descriptors, init, maps, real};
+use crate::sys::StackT;
+use crate::{TRACKER, config, descriptors, init, maps, masks, probe, real, signals};
 use core::ffi::{c_int, c_long, c_ulong};
 use zio_tracker::addr::{PAGE, Span};
 
+/// Bytes of a signal set in the kernel; with any other length it refuses the call.
+const SET: c_ulong = 8;
 /// What an unknown pointer may point at, bytes.
 const UNKNOWN: u64 = 64 << 10;
 
@@ -39,10 +42,52 @@ unsafe fn redirected(n: c_long, a: [c_ulong; 6]) -> Option<c_long> {
             libc::SYS_close => descriptors::close(a[0] as c_int).into(),
             libc::SYS_dup2 => descriptors::dup2(a[0] as c_int, a[1] as c_int).into(),
             libc::SYS_dup3 => descriptors::dup3(a[0] as c_int, a[1] as c_int, a[2] as c_int).into(),
+            libc::SYS_sigaltstack => signals::sigaltstack(p as *const StackT, a[1] as *mut StackT).into(),
+            // Not for the two that libc keeps to itself and would refuse.
+            libc::SYS_rt_sigaction if a[3] == SET && a[0] != 32 && a[0] != 33 => {
+                signals::raw_sigaction(a[0] as c_int, a[1], a[2]).into()
+            }
             libc::SYS_close_range => descriptors::close_range(a[0] as u32, a[1] as u32, a[2] as c_int).into(),
             _ => return None,
         })
     }
+}
+
+/// Calls that change the mask, or wait under another one: the fault signals stay open in the kernel.
+unsafe fn masked(n: c_long, a: [c_ulong; 6]) -> Option<c_long> {
+    // SAFETY: the program's call.
+    let call = |a: [c_ulong; 6]| unsafe { real::syscall(n, a[0], a[1], a[2], a[3], a[4], a[5]) };
+    let with = |i: usize, set: Ptr| {
+        let mut b = a;
+        if let Some(arg) = b.get_mut(i) {
+            *arg = set as c_ulong;
+        }
+        call(b)
+    };
+    let at = match n {
+        libc::SYS_rt_sigprocmask if a[3] == SET => {
+            // SAFETY: the kernel refuses what cannot be read or written.
+            return Some(unsafe { masks::change_by(a[0] as c_int, a[1] as Ptr, a[2] as Ptr, |set| with(1, set)) });
+        }
+        libc::SYS_rt_sigsuspend if a[1] == SET => 0,
+        libc::SYS_ppoll if a[4] == SET => 3,
+        libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 if a[5] == SET => 4,
+        libc::SYS_pselect6 => {
+            // The sixth argument names a set and its length.
+            let [set, len] = probe::read::<[c_ulong; 2]>(a[5]).filter(|s| s[1] == SET)?;
+            // SAFETY: the same.
+            return Some(unsafe {
+                masks::under(set as Ptr, |set| {
+                    let pair = [set as c_ulong, len];
+                    with(5, pair.as_ptr() as Ptr)
+                })
+            });
+        }
+        _ => return None,
+    };
+    let set = *a.get(at)? as Ptr;
+    // SAFETY: the same.
+    Some(unsafe { masks::under(set, |set| with(at, set)) })
 }
 
 /// Calls after which zio cannot go on.
@@ -116,6 +161,9 @@ unsafe extern "C" fn syscall(
             withdrawn(n, args);
             if any() {
                 prepare(n, args);
+            }
+            if let Some(r) = masked(n, args) {
+                return r;
             }
         }
         real::syscall(n, a, b, c, d, e, f)

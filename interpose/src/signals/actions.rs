@@ -4,7 +4,7 @@
 
 use super::{Action, DEFAULT, INSTALLED, LIBC_RESTORER, SA_RESTORER, SIGNALS, TABLE, put, trampoline};
 use crate::masks::{self, FAULT_BITS};
-use crate::{fork, real, sys, threads};
+use crate::{fork, probe, real, sys, threads};
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::Ordering;
 
@@ -15,6 +15,10 @@ const KNOWN_FLAGS: u32 = (libc::SA_NOCLDSTOP | libc::SA_NOCLDWAIT | libc::SA_SIG
 const SA_EXPOSE_TAGBITS: u32 = 0x800;
 /// Never blocked, whatever a mask says.
 const UNBLOCKABLE: u64 = 1 << (libc::SIGKILL - 1) | 1 << (libc::SIGSTOP - 1);
+
+unsafe extern "C" {
+    fn __errno_location() -> *mut c_int;
+}
 
 /// sigaction(2).
 #[unsafe(no_mangle)]
@@ -118,6 +122,40 @@ fn wrapped(a: Action) -> Action {
         w.flags = (a.flags | libc::SA_SIGINFO) & !libc::SA_RESETHAND;
     }
     w
+}
+
+/// The call by its number, with the kernel's structures: a bad pointer is an error there.
+///
+/// # Safety
+/// The program's call.
+pub unsafe fn raw_sigaction(sig: c_int, new: u64, old: u64) -> c_int {
+    let efault = || {
+        // SAFETY: this thread's errno.
+        unsafe { *__errno_location() = libc::EFAULT };
+        -1
+    };
+    let mut given = DEFAULT;
+    if new != 0 {
+        let Some(a) = probe::read::<sys::KernelAction>(new) else { return efault() };
+        given = Action { handler: a.handler, flags: a.flags as c_int, ..DEFAULT };
+        given.mask[0] = a.mask;
+    }
+    if old != 0 && probe::read::<sys::KernelAction>(old).is_none() {
+        return efault();
+    }
+    let mut before = DEFAULT;
+    let new = if new == 0 { core::ptr::null() } else { &raw const given };
+    // SAFETY: our own structures; `old` has just been read.
+    unsafe {
+        let r = sigaction(sig, new, &mut before);
+        if r == 0 && old != 0 {
+            let flags = u64::from(before.flags as u32);
+            let b =
+                sys::KernelAction { handler: before.handler, flags, restorer: before.restorer, mask: before.mask[0] };
+            (old as *mut sys::KernelAction).write(b);
+        }
+        r
+    }
 }
 
 /// For an exec: an ignored fault signal stays ignored in the new program, which would else get the default. Until
