@@ -52,6 +52,15 @@ pub fn block(at: u64, len: u64) {
     }
 }
 
+/// Makes `len` bytes at `at` resident for good: libc's own threads will touch them when no fault can be handled.
+pub fn given_up(at: u64, len: u64) {
+    if config::loaded()
+        && let Some(s) = Span::new(at, len)
+    {
+        let _ = TRACKER.give_up(threads::current(), s);
+    }
+}
+
 /// Makes a terminated string resident, up to `max` bytes of it. Bytes are looked at only where an armed page follows
 /// within that length: the string may end before it.
 pub fn text(start: u64, max: u64) {

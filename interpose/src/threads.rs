@@ -90,7 +90,7 @@ fn give_signal_stack(t: &'static Thread) {
         t.program_stack[2].store(old.flags as u64, Ordering::Relaxed);
         // Set before the hooks were ready, or past them. The kernel writes our own frames there as well.
         if let Some(s) = Span::new(old.sp, old.size) {
-            let _ = TRACKER.make_stack(Some(t), s);
+            let _ = TRACKER.give_up(Some(t), s);
         }
         return;
     }

@@ -135,14 +135,14 @@ impl<K: Kernel> Tracker<K> {
         .unwrap_or(Ok(()))
     }
 
-    /// Memory that the program makes a stack of, or a stack for signals: the kernel writes signal frames there, and
-    /// cannot reach an armed page. So none of it is armed from now on. In `guard` mode its registration stays: it
-    /// changes nothing for resident pages, and to take it back would cut the mapping in pieces, as many as the program
-    /// has stacks.
+    /// Memory that somebody is going to use who cannot fault on it: the kernel, which writes signal frames on a stack,
+    /// or a thread of libc's with every signal blocked. None of it is armed from now on. In `guard` mode its
+    /// registration stays: it changes nothing for resident pages, and to take it back would cut the mapping in pieces,
+    /// as many as the program has stacks.
     ///
     /// # Errors
     /// As [`Self::make_resident`].
-    pub fn make_stack(&self, t: Option<&Thread>, s: Span) -> Result<(), Errno> {
+    pub fn give_up(&self, t: Option<&Thread>, s: Span) -> Result<(), Errno> {
         if self.arming() == Arming::Missing {
             // A page that the program discards would be missing again, and so armed.
             return self.make_unknown(t, s);

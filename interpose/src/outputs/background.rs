@@ -1,14 +1,15 @@
 //! Calls in whose course libc makes threads of its own: timers and queues that notify by a thread, POSIX asynchronous
 //! IO, asynchronous name service. No hook sees those threads start.
 //!
-//! They run with every signal blocked, the fault signals too: what they read and write at the program's addresses is
-//! made resident here, also where a touch in user space would do elsewhere. Before they call the program's function
-//! they open the signals again, all but the thread of a timer: there, a function of ours runs first.
+//! They run with every signal blocked, the fault signals too, and at any time after the call: what they read and write
+//! at the program's addresses is given up here, also where a touch in user space would do elsewhere. Before they call
+//! the program's function they open the signals again, all but the thread of a timer: there, a function of ours runs
+//! first.
 //!
 //! Soundness: as in the parent. What a control block points at is read by [`probe`] after the block was made resident.
 //! A callback is written once, by whoever took its place with a compare-and-swap, before `state` says that it is there.
 
-use super::{Ptr, STRING, block, text};
+use super::{Ptr, STRING, block, given_up, text};
 use crate::masks::{self, FAULT_BITS};
 use crate::{config, init, probe, real, signals, sys};
 use core::arch::naked_asm;
@@ -30,7 +31,7 @@ const HINTS: u64 = 48;
 /// What an event that asks for a thread has it made from.
 fn by_thread(event: [u64; EVENT_WORDS]) {
     if (event[1] >> 32) as c_int == libc::SIGEV_THREAD {
-        block(event[3], ATTRIBUTES);
+        given_up(event[3], ATTRIBUTES);
         signals::handed_over_by(event[3]);
     }
 }
@@ -45,12 +46,19 @@ fn event(at: Ptr) {
     }
 }
 
-/// The control block of an asynchronous read or write: libc's threads make the calls, unseen.
+/// A control block of asynchronous IO.
 fn control(at: u64) {
-    block(at, CONTROL);
-    if let Some([_, _, buffer, len, event @ ..]) = probe::read::<[u64; 4 + EVENT_WORDS]>(at) {
-        block(buffer, len);
+    given_up(at, CONTROL);
+    if let Some([_, _, _, _, event @ ..]) = probe::read::<[u64; 4 + EVENT_WORDS]>(at) {
         by_thread(event);
+    }
+}
+
+/// One with a buffer, for a read or write: libc's threads make the calls, unseen.
+fn transfer(at: u64) {
+    control(at);
+    if let Some([_, _, buffer, len]) = probe::read::<[u64; 4]>(at) {
+        given_up(buffer, len);
     }
 }
 
@@ -65,13 +73,23 @@ fn each(array: Ptr, n: c_int, f: impl Fn(u64)) {
     }
 }
 
+/// A string. Its end can be looked for once it is resident.
+fn given_up_text(start: u64) {
+    text(start, STRING);
+    let mut end = start;
+    while end < start.saturating_add(STRING) && probe::read::<u8>(end).is_some_and(|b| b != 0) {
+        end += 1;
+    }
+    given_up(start, end + 1 - start);
+}
+
 /// One name that is looked up.
 fn lookup(at: u64) {
-    block(at, LOOKUP);
+    given_up(at, LOOKUP);
     if let Some([name, service, hints]) = probe::read::<[u64; 3]>(at) {
-        text(name, STRING);
-        text(service, STRING);
-        block(hints, HINTS);
+        given_up_text(name);
+        given_up_text(service);
+        given_up(hints, HINTS);
     }
 }
 
@@ -156,12 +174,12 @@ unsafe extern "C" fn mq_notify(q: c_int, e: Ptr) -> c_int {
 }
 
 macro_rules! asynchronous {
-    ($($name:ident($($before:ident: $t:ty)?), $doc:literal;)*) => {
+    ($($name:ident($($before:ident: $t:ty)?), $look:ident, $doc:literal;)*) => {
         $(
             #[doc = $doc]
             #[unsafe(no_mangle)]
             unsafe extern "C" fn $name($($before: $t,)? a: Ptr) -> c_int {
-                control(a as u64);
+                $look(a as u64);
                 // SAFETY: the program's call.
                 unsafe { real::$name($($before,)? a) }
             }
@@ -170,12 +188,12 @@ macro_rules! asynchronous {
 }
 
 asynchronous! {
-    aio_read(), "aio_read(3).";
-    aio_read64(), "The same: offsets have 64 bits.";
-    aio_write(), "aio_write(3).";
-    aio_write64(), "The same: offsets have 64 bits.";
-    aio_fsync(o: c_int), "aio_fsync(3).";
-    aio_fsync64(o: c_int), "The same: offsets have 64 bits.";
+    aio_read(), transfer, "aio_read(3).";
+    aio_read64(), transfer, "The same: offsets have 64 bits.";
+    aio_write(), transfer, "aio_write(3).";
+    aio_write64(), transfer, "The same: offsets have 64 bits.";
+    aio_fsync(o: c_int), control, "aio_fsync(3).";
+    aio_fsync64(o: c_int), control, "The same: offsets have 64 bits.";
 }
 
 macro_rules! list {
@@ -191,6 +209,6 @@ macro_rules! list {
     };
 }
 
-list!(lio_listio, control, "lio_listio(3).");
-list!(lio_listio64, control, "The same: offsets have 64 bits.");
+list!(lio_listio, transfer, "lio_listio(3).");
+list!(lio_listio64, transfer, "The same: offsets have 64 bits.");
 list!(getaddrinfo_a, lookup, "getaddrinfo_a(3).");

@@ -214,7 +214,7 @@ pub fn handed_over(base: u64, len: u64) {
     if config::loaded()
         && let Some(s) = Span::new(base, len)
     {
-        let _ = TRACKER.make_stack(threads::current(), s);
+        let _ = TRACKER.give_up(threads::current(), s);
     }
 }
 

@@ -144,7 +144,7 @@ fn change_protection(w: &World) {
     let t = Some(w.thread());
     let stack = w.rng.coin(3);
     w.note("make unknown", [s.start, s.len(), u64::from(stack)]);
-    let give_up = || if stack { w.tracker().make_stack(t, s) } else { w.tracker().make_unknown(t, s) };
+    let give_up = || if stack { w.tracker().give_up(t, s) } else { w.tracker().make_unknown(t, s) };
     if give_up().is_err() {
         assert!(w.failing(), "giving memory up failed without a reason");
         w.without_failures(give_up).expect("giving memory up fails for good");
