@@ -45,7 +45,7 @@ impl Fd {
         // SAFETY: a struct statfs of ours; zeros are a valid one.
         unsafe {
             raw::call(libc::SYS_fstatfs, [self.0, s.as_mut_ptr() as u64, 0, 0, 0, 0]).is_ok()
-                && s.assume_init().f_type as i64 == PROC_SUPER_MAGIC
+                && s.assume_init().f_type == PROC_SUPER_MAGIC
         }
     }
 }
@@ -62,19 +62,21 @@ fn open_tasks() -> Option<Fd> {
     Fd::open(at, TASKS.as_ptr().cast(), libc::O_DIRECTORY).ok().filter(Fd::is_proc)
 }
 
-/// True if this process has one thread.
+/// True if this process has one thread. Asked by path: it may have no descriptor to spare.
 pub fn single() -> bool {
-    let Some(dir) = open_tasks() else { return false };
-    let mut s = MaybeUninit::<libc::stat>::zeroed();
-    // SAFETY: a struct stat of ours; zeros are a valid one.
-    let links = unsafe {
-        match raw::call(libc::SYS_fstat, [dir.0, s.as_mut_ptr() as u64, 0, 0, 0, 0]) {
-            Ok(_) => s.assume_init().st_nlink,
-            Err(_) => 0,
+    let path = TASKS.as_ptr() as u64;
+    let (mut file, mut system) = (MaybeUninit::<libc::stat>::zeroed(), MaybeUninit::<libc::statfs>::zeroed());
+    // SAFETY: a terminated path and structs of ours; zeros are valid ones.
+    let (links, kind) = unsafe {
+        let stat = raw::call(libc::SYS_stat, [path, file.as_mut_ptr() as u64, 0, 0, 0, 0]);
+        let statfs = raw::call(libc::SYS_statfs, [path, system.as_mut_ptr() as u64, 0, 0, 0, 0]);
+        if stat.is_err() || statfs.is_err() {
+            return false;
         }
+        (file.assume_init().st_nlink, system.assume_init().f_type)
     };
     // The directory itself, its parent, and a link for each thread.
-    links == 3
+    kind == PROC_SUPER_MAGIC && links == 3
 }
 
 /// What the other threads are doing, as far as it concerns `s` or a futex in `own`.
@@ -252,7 +254,9 @@ mod tests {
             while WORD.load(Ordering::Relaxed) == 0 {
                 wait();
             }
-            while !STOP.load(Ordering::Relaxed) {}
+            while !STOP.load(Ordering::Relaxed) {
+                core::hint::spin_loop();
+            }
             r.read_exact(&mut [0u8; 1]).unwrap();
         });
         assert!(!single());
