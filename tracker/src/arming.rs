@@ -374,7 +374,13 @@ impl<K: Kernel> Tracker<K> {
         bounce
     }
 
-    pub(crate) fn fill(&self, st: &mut State, dst: Span, src: *const u8) -> Result<u64, Errno> {
+    fn fill(&self, st: &mut State, dst: Span, src: *const u8) -> Result<u64, Errno> {
+        let page = Span::between(dst.start, dst.start + PAGE);
+        self.fill_by_kernel(st, dst, src).or_else(|e| self.fill_alone(page, src).ok_or(e))
+    }
+
+    /// Fills without touching a page. The bytes done, at least a page's.
+    pub(crate) fn fill_by_kernel(&self, st: &mut State, dst: Span, src: *const u8) -> Result<u64, Errno> {
         let mut tries = 0;
         let page = Span::between(dst.start, dst.start + PAGE);
         let mut part = dst;
@@ -387,11 +393,7 @@ impl<K: Kernel> Tracker<K> {
                 // A page is there although it should not be: memory changed hands unseen. What is there is
                 // the program's truth.
                 Err(Errno::EXIST) => return Ok(PAGE),
-                Err(e) => {
-                    if let Err(e) = self.recover(st, page, e, &mut tries) {
-                        return self.fill_alone(page, src).ok_or(e);
-                    }
-                }
+                Err(e) => self.recover(st, page, e, &mut tries)?,
             }
         }
     }

@@ -134,7 +134,7 @@ impl<K: Kernel> Tracker<K> {
         let page = |at| Span::between(at, at + PAGE);
         let mut missing = [false; RUN_MAX as usize];
         for (at, missing) in (run.start..run.end).step_by(PAGE as usize).zip(&mut missing) {
-            *missing = self.fill(st, page(at), self.core_ptr(core + (at - run.start))).is_err();
+            *missing = self.fill_by_kernel(st, page(at), self.core_ptr(core + (at - run.start))).is_err();
         }
         self.protect(run, false);
         for (at, missing) in (run.start..run.end).step_by(PAGE as usize).zip(missing) {
