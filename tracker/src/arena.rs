@@ -8,7 +8,8 @@ mod check;
 mod table;
 
 use table::{
-    Kind, LARGE, LISTS, NAMED, ONE_PIN, STUCK, STUCK_USAGE, Span, Table, Tag, covered, is_free, list_of, pins,
+    Kind, LARGE, LISTS, NAMED, ONE_PIN, SIZES, STUCK, STUCK_USAGE, Span, Table, Tag, covered, is_free, list_of_size,
+    pins, size_of_run,
 };
 pub use table::{MAX_PAGES, PAGE, PageMeta, Run};
 
@@ -56,7 +57,14 @@ pub struct Arena {
     /// First page of the newest and of the oldest run of each list, 0 for none: page 0 is never free.
     newest: [u32; LISTS],
     oldest: [u32; LISTS],
+    /// One bit for each list, in the order of sizes: set while it is not empty. Dirty runs, then clean ones.
+    listed: [u128; 2],
 }
+
+/// Clean and virgin pages are preferred to parts of shorter dirty runs while fewer than one part in this many of
+/// the named pages are dirty-free. Simulated with 2,000 values of 16 KiB to 1 MiB, overwritten at random: 9 pieces
+/// a value with hardly any free page, 1.3 with 1/32, 1.0 with 1/16.
+const SPARE_PART: u64 = 32;
 
 impl Arena {
     /// An arena of `pages` virgin pages that holds at most `cap_bytes` of memory; page 0 is the all-zeros page,
@@ -79,25 +87,40 @@ impl Arena {
             misuses: 0,
             newest: [0; LISTS],
             oldest: [0; LISTS],
+            listed: [0; 2],
         }
     }
 
     /// Hands out 1 to `want` contiguous pages, each pinned once. `None` if `want` is 0, or nothing is free and
     /// the cap or the reservation is reached.
     ///
-    /// Tiny runs (below both `want` and 4 pages) come last; before them: what was freed last and so is still in
-    /// the cache, then purged pages, then virgin ones.
+    /// A run that is long enough comes first, a closely fitting one before a longer one: every piece that a value
+    /// is cut into costs an extent, and each operation on the value pays for it again. Dirty runs go before clean
+    /// and virgin pages, whose first touch is a fault; only while few pages are dirty-free ([`SPARE_PART`]) does a
+    /// whole run of those go before a part of a dirty one. Free pages are what keeps free runs long. Tiny runs
+    /// (below both `want` and 4 pages) come last. Among runs of one size: what was freed last, and so is still in
+    /// the cache.
     pub fn alloc(&mut self, want: u32) -> Option<Run> {
         if want == 0 {
             return None;
         }
-        let least = want.min(LARGE);
         let growth = want.min(self.cap_pages.saturating_sub(self.held_pages));
-        self.take_newest(Kind::Dirty, least..=LARGE, want)
-            .or_else(|| self.take_newest(Kind::Clean, least..=LARGE, growth))
+        if let Some(run) = self.take_fitting(Kind::Dirty, want, want) {
+            return Some(run);
+        }
+        let spare = self.named_bytes / (PAGE * SPARE_PART);
+        if growth == want && u64::from(self.dirty_pages) < spare {
+            let whole = self.take_fitting(Kind::Clean, want, want);
+            if let Some(run) = whole.or_else(|| self.take_virgin(want)) {
+                return Some(run);
+            }
+        }
+        self.take_longest(Kind::Dirty, want.min(LARGE), want)
+            .or_else(|| self.take_fitting(Kind::Clean, want, growth))
+            .or_else(|| self.take_longest(Kind::Clean, want.min(LARGE), growth))
             .or_else(|| self.take_virgin(growth))
-            .or_else(|| self.take_newest(Kind::Dirty, (1..least).rev(), want))
-            .or_else(|| self.take_newest(Kind::Clean, (1..least).rev(), growth))
+            .or_else(|| self.take_longest(Kind::Dirty, 1, want))
+            .or_else(|| self.take_longest(Kind::Clean, 1, growth))
     }
 
     /// Counts `len` more named bytes from byte offset `core` of the arena on. Every page must be in use.
@@ -196,10 +219,11 @@ impl Arena {
         self.unpin(r.core(), r.bytes());
     }
 
-    /// Takes out and pins at most `max_pages` pages of the dirty-free run that has waited longest, large runs
-    /// first. The caller discards their memory and then calls [`Arena::purged`].
+    /// Takes out and pins at most `max_pages` pages of the dirty-free run that has waited longest, of the longest
+    /// ones. The caller discards their memory and then calls [`Arena::purged`].
     pub fn take_purge(&mut self, max_pages: u32) -> Option<Run> {
-        (1..=LARGE).rev().find_map(|len| self.take(list_of(Kind::Dirty, len), max_pages, true))
+        let list = self.longest(Kind::Dirty)?;
+        self.take(list, max_pages, true)
     }
 
     /// Returns a run from [`Arena::take_purge`]: clean if its memory was discarded (`ok`), else dirty.
@@ -369,9 +393,41 @@ impl Arena {
         self.link(start - left_len, tag, false);
     }
 
-    /// Takes from the newest run whose length is the first of `sizes` that there is ([`LARGE`] for all above).
-    fn take_newest(&mut self, kind: Kind, mut sizes: impl Iterator<Item = u32>, want: u32) -> Option<Run> {
-        sizes.find_map(|len| self.take(list_of(kind, len), want, false))
+    /// Takes `max` pages, at most, off a run of at least `want`: the closest size first, the newest of each.
+    fn take_fitting(&mut self, kind: Kind, want: u32, max: u32) -> Option<Run> {
+        let size = size_of_run(want);
+        let own = list_of_size(kind, size);
+        // Runs of the wish's own size may be a little shorter: one look. All longer sizes fit.
+        let newest = *self.newest.get(own)?;
+        if newest != 0 && Tag::decode(self.table.usage(newest)).is_some_and(|tag| tag.len >= want) {
+            return self.take(own, max, false);
+        }
+        let longer = self.listed.get(kind as usize)? >> size >> 1;
+        if longer == 0 {
+            return None;
+        }
+        self.take(own + 1 + longer.trailing_zeros() as usize, max, false)
+    }
+
+    /// Takes `max` pages, at most, off the newest of the longest runs, if those have `least` pages.
+    fn take_longest(&mut self, kind: Kind, least: u32, max: u32) -> Option<Run> {
+        let list = self.longest(kind)?;
+        if list < list_of_size(kind, size_of_run(least)) { None } else { self.take(list, max, false) }
+    }
+
+    /// The list of the longest free runs.
+    fn longest(&self, kind: Kind) -> Option<usize> {
+        let last = self.listed.get(kind as usize)?.checked_ilog2()?;
+        Some(list_of_size(kind, last as usize))
+    }
+
+    /// Records whether a list has runs.
+    fn note_listed(&mut self, list: usize) {
+        let (kind, size) = if list < SIZES { (0, list) } else { (1, list - SIZES) };
+        let empty = self.newest.get(list).is_none_or(|&first| first == 0);
+        if let Some(bits) = self.listed.get_mut(kind) {
+            *bits = *bits & !(1 << size) | u128::from(!empty) << size;
+        }
     }
 
     /// Takes at most `want` pages off the newest or oldest run of a list, and pins them.
@@ -432,6 +488,7 @@ impl Arena {
         self.table.change(first, |meta| *meta = PageMeta { usage: tag.encode(), newer, older });
         self.join(newer, first);
         self.join(first, older);
+        self.note_listed(list);
     }
 
     fn unlink(&mut self, first: u32, list: usize) {
@@ -447,6 +504,7 @@ impl Arena {
             *tail = newer;
         }
         self.join(newer, older);
+        self.note_listed(list);
     }
 
     /// Makes two runs neighbours in a list; 0 stands for its end.

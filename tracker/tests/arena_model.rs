@@ -118,16 +118,31 @@ impl Model {
 
     /// Checks what `alloc(want)` answered against the order it promises, then applies it.
     fn allocated(&mut self, want: u32, got: Option<Run>) {
-        let least = want.min(4);
+        let tiny = want.min(4);
         let room = (self.cap - self.held()).min(u64::from(want)) as u32;
         let (dirty, clean) = (self.stretches(State::Dirty), self.stretches(State::Clean));
         let virgin = self.stretches(State::Virgin);
         assert!(virgin.len() <= 1);
         let longest = |runs: &[Run]| runs.iter().map(|r| r.pages).max().unwrap_or(0);
-        let (candidates, least, most) = if longest(&dirty) >= least {
-            (dirty, least, want)
-        } else if room > 0 && longest(&clean) >= least {
-            (clean, least, room)
+        // A run of the same size as the wish, but longer, may be overlooked; one that is longer by a quarter not.
+        let sure = |runs: &[Run]| want > 0 && longest(runs) >= want + want.div_ceil(4);
+        let maybe = |runs: &[Run]| want > 0 && longest(runs) >= want;
+        let state = got.map(|run| self.pages[run.page as usize].state);
+        let fits = |state_of, runs: &[Run]| sure(runs) || state == Some(state_of) && maybe(runs);
+        let spare = self.count(State::Dirty) < self.named() / PAGE / 32 && room == want;
+        // Among the longest the newest is taken, whose size is the same.
+        let listed = |runs: &[Run]| (longest(runs) * 4 / 5).max(tiny).min(longest(runs));
+        let least = |runs: &[Run]| if sure(runs) { want } else { listed(runs).min(want) };
+        let (candidates, least, most) = if fits(State::Dirty, &dirty) {
+            (dirty.clone(), least(&dirty), want)
+        } else if spare && fits(State::Clean, &clean) {
+            (clean.clone(), least(&clean), want)
+        } else if spare && virgin.first().is_some_and(|r| r.pages > 0) {
+            (virgin, 1, want)
+        } else if longest(&dirty) >= tiny {
+            (dirty.clone(), least(&dirty), want)
+        } else if room > 0 && longest(&clean) >= tiny {
+            (clean.clone(), least(&clean), room)
         } else if room > 0 && !virgin.is_empty() {
             (virgin, 1, room)
         } else if !dirty.is_empty() {

@@ -11,10 +11,13 @@ pub const PAGE: u64 = 4096;
 /// Most pages an arena can have (2 TiB); a larger reservation is used up to here.
 pub const MAX_PAGES: u32 = (1 << 29) - 1;
 
-/// Free runs of at least this many pages share a list and are preferred; shorter ones are listed by length.
+/// Free runs of fewer pages than this are tiny: a larger wish gets one only when there is nothing else.
 pub(super) const LARGE: u32 = 4;
-/// Free lists of each kind: runs of 1, 2, 3 and at least [`LARGE`] pages.
-pub(super) const LISTS: usize = 2 * LARGE as usize;
+/// Sizes of free runs that have a list of their own: 1, 2 and 3 pages, then four to each power of two up to
+/// 1 MiB pages; longer runs share the last.
+pub(super) const SIZES: usize = 3 + 4 * 18;
+/// Free lists: one for each kind and size.
+pub(super) const LISTS: usize = 2 * SIZES;
 
 /// One pin, as `PageMeta::usage` counts it.
 pub(super) const ONE_PIN: u64 = 1 << 32;
@@ -102,8 +105,23 @@ impl Tag {
 }
 
 pub(super) fn list_of(kind: Kind, len: u32) -> usize {
-    let size = (len.clamp(1, LARGE) - 1) as usize;
-    if kind == Kind::Clean { size + LARGE as usize } else { size }
+    list_of_size(kind, size_of_run(len))
+}
+
+pub(super) fn list_of_size(kind: Kind, size: usize) -> usize {
+    if kind == Kind::Clean { size + SIZES } else { size }
+}
+
+/// Index of the size that a run of `len` pages is listed under: it grows with the length.
+pub(super) fn size_of_run(len: u32) -> usize {
+    if len < LARGE {
+        return len.max(1) as usize - 1;
+    }
+    // The two bits below the highest one cut each power of two into four.
+    let power = len.ilog2();
+    let quarter = (len >> (power - 2)) & 3;
+    let size = 3 + 4 * (power - 2) as usize + quarter as usize;
+    if size < SIZES { size } else { SIZES - 1 }
 }
 
 /// Free, in the sense of [`PageMeta::usage`]: nothing names the page and nothing pins it.

@@ -46,7 +46,7 @@ fn neighbours_merge_and_the_hot_side_is_reused() {
 }
 
 #[test]
-fn purging_takes_the_oldest_run_and_its_cold_side() {
+fn purging_takes_the_oldest_of_the_longest_runs_and_its_cold_side() {
     let Fixture { mut arena, _meta } = arena(1000, 1000);
     let runs: Vec<Run> = (0..6).map(|_| arena.alloc(16).unwrap()).collect();
     for i in [4, 0, 2] {
@@ -55,7 +55,10 @@ fn purging_takes_the_oldest_run_and_its_cold_side() {
     let part = arena.take_purge(10).unwrap();
     assert_eq!(part.pages, 10);
     assert!(part.page >= runs[4].page && part.page < runs[4].page + 16);
-    assert_eq!(arena.take_purge(10).unwrap().pages, 6);
+    // The rest is shorter than the others, and the closest fit for a wish of its size.
+    let rest = arena.alloc(6).unwrap();
+    assert_eq!(rest.pages, 6);
+    assert!(rest.page >= runs[4].page && rest.page < runs[4].page + 16);
     let second = arena.take_purge(64).unwrap();
     assert_eq!(second, runs[0]);
     assert_eq!(arena.held_bytes(), 96 * PAGE);
@@ -80,6 +83,26 @@ fn tiny_runs_come_last() {
     assert_eq!(arena.alloc(100), Some(Run { page: 17, pages: 47 }));
     assert_eq!(arena.alloc(100).unwrap().pages, 1);
     assert_eq!(arena.alloc(1), None);
+    arena.check();
+}
+
+#[test]
+fn a_whole_run_is_preferred_to_parts() {
+    let Fixture { mut arena, _meta } = arena(10_000, 10_000);
+    let value = arena.alloc(4096).unwrap();
+    assert!(arena.name(value.core(), value.bytes()));
+    let runs: Vec<Run> = (0..6).map(|_| arena.alloc(16).unwrap()).collect();
+    for i in [0, 2, 4] {
+        arena.unpin_run(runs[i]);
+    }
+    // The closest fit: the rest of a shorter run, not a part of a longer one.
+    let part = arena.alloc(10).unwrap();
+    let rest = arena.alloc(6).unwrap();
+    assert!(rest.page + 6 == part.page || part.page + 10 == rest.page);
+    // Few pages are free: a virgin run, in one piece. One piece more would be taken from what is free.
+    let whole = arena.alloc(32).unwrap();
+    assert_eq!((whole.pages, whole.page), (32, 4096 + 6 * 16 + 1));
+    assert_eq!(arena.alloc(16).unwrap().pages, 16);
     arena.check();
 }
 
