@@ -15,6 +15,7 @@ use core::arch::naked_asm;
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use zio_tracker::addr::Span;
+use zio_tracker::policy;
 
 /// True when `malloc` is glibc's.
 static GLIBC: AtomicBool = AtomicBool::new(true);
@@ -58,7 +59,7 @@ unsafe fn allocated(p: *mut c_void, n: usize, caller: u64) {
             TRACKER.block_added(threads::current(), block);
         }
     } else {
-        TRACKER.block_allocated(threads::current(), s.start);
+        TRACKER.block_allocated(threads::current(), s, policy::slot(caller));
     }
 }
 

@@ -8,7 +8,8 @@
 
 use crate::addr::{PAGE, Span, page_down};
 use crate::page_state::Bit;
-use crate::policy::Plan;
+use crate::policy::{Again, Plan};
+use crate::receive::add_segment;
 use crate::state::{Arming, State, Tracker, ZERO_CORE};
 use crate::stats::Counter;
 use crate::sys::Kernel;
@@ -56,8 +57,9 @@ impl<K: Kernel> Tracker<K> {
             // A buffer that is moved within itself is being filled: its borders go on being touched.
             let moved_within = !src.intersect(dst).is_empty();
             let s = Self::site(st, site);
-            let rearm = elide && (s.rearm() || s.is_calm() && !moved_within);
-            let to_name = self.cut_copy(st, x, dst, elide, rearm);
+            let mut again = if elide { s.again() } else { Again::default() };
+            again.hot |= elide && s.is_calm() && !moved_within;
+            let to_name = self.cut_copy(st, x, dst, site, elide, again);
             // Resident bytes that go to armed pages are captured: moved, but the page stays armed.
             let rename = to_name * NAMED_PART >= dst.len() && (named_source(x) > 0 || self.mostly_armed(dst));
             if rename && let Some(done) = self.rename_at_once(st, x, dst, src, site) {
@@ -182,7 +184,7 @@ impl<K: Kernel> Tracker<K> {
     }
 
     /// Cuts the destination into segments; returns how many bytes would get names.
-    fn cut_copy(&self, st: &mut State, x: &mut Scratch, dst: Span, elide: bool, rearm: bool) -> u64 {
+    fn cut_copy(&self, st: &mut State, x: &mut Scratch, dst: Span, site: u16, elide: bool, again: Again) -> u64 {
         x.segments.clear();
         if !elide {
             return 0;
@@ -191,23 +193,16 @@ impl<K: Kernel> Tracker<K> {
             self.count(None, Counter::PassUnknownMemory, 1);
             return 0;
         }
-        self.free_edge(st, dst.start);
-        self.free_edge(st, dst.end);
+        self.free_edge(st, dst.start, site);
+        self.free_edge(st, dst.end, site);
         let (mut at, mut named) = (dst.start, 0);
         while at < dst.end {
-            let (fate, stop) = self.fate(at, dst, true, rearm);
+            let (fate, stop) = self.fate(at, dst, true, again);
             let stop = stop.min(dst.end);
             if fate != Fate::Direct {
                 named += stop - at;
             }
-            let grown = match x.segments.as_mut_slice().last_mut() {
-                Some(l) if l.fate == fate => {
-                    l.end = stop;
-                    true
-                }
-                _ => false,
-            };
-            if !grown && !x.segments.push(Segment { start: at, end: stop, fate }) {
+            if !add_segment(&mut x.segments, Segment { start: at, end: stop, fate }) {
                 return 0;
             }
             at = stop;
@@ -218,12 +213,16 @@ impl<K: Kernel> Tracker<K> {
     /// A range that is about to get names begins or ends inside the page of `edge`. If that page is vacant it
     /// becomes resident: what stands before the range (a header) or after it (a terminator, the next piece) is
     /// written by the program, and a fault costs several times this call. It stays so: next time it is free.
-    pub(crate) fn free_edge(&self, st: &mut State, edge: u64) {
+    pub(crate) fn free_edge(&self, st: &mut State, edge: u64, site: u16) {
         let page = page_down(edge);
         if page != edge && self.pages.get(Bit::Vacant, page) {
             let s = Span::between(page, page + PAGE);
-            if self.disarm(st, s).is_ok() {
+            let tried = self.pages.get(Bit::Hot, page);
+            if self.populate_vacant(st, s).is_ok() {
                 self.pages.set(Bit::Hot, s, true);
+                if tried {
+                    Self::site(st, site).edges.failed();
+                }
             }
         }
     }

@@ -44,13 +44,24 @@ impl<K: Kernel> Tracker<K> {
                 return self.unseen_missing(st, addr);
             }
             let vacant = self.pages.get(Bit::Vacant, addr);
+            let tried = self.pages.get(Bit::Hot, addr);
             if !vacant && let Some(e) = st.map.find(addr) {
-                Self::site(st, e.site).fault();
+                let s = Self::site(st, e.site);
+                s.fault();
+                if tried {
+                    s.edges.failed();
+                }
             }
-            self.pages.set(Bit::Hot, Span::between(page, page + PAGE), true);
+            if let Some(t) = thread
+                && t.faults.tail.load(Ordering::Relaxed) == page
+            {
+                t.faults.tail.store(0, Ordering::Relaxed);
+                Self::site(st, t.faults.tail_site.load(Ordering::Relaxed) as u16).tail_written();
+            }
             let run = self.around(thread, page);
             let bounded = !write && !vacant && self.child_keeps();
             let r = if bounded { self.child_materialise(st, run) } else { self.materialise(st, run) };
+            self.pages.set(Bit::Hot, Span::between(page, page + PAGE), true);
             self.publish(st);
             // The page that was touched must be there; pages around it are a courtesy.
             if r.is_ok() || !self.pages.get(Bit::Armed, addr) { Some(Fault::Resolved) } else { Some(Fault::Failed) }

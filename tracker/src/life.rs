@@ -202,16 +202,28 @@ impl<K: Kernel> Tracker<K> {
         }
     }
 
-    /// A large block was allocated: its first page will be written (a header), so it does not stay vacant.
-    pub fn block_allocated(&self, t: Option<&Thread>, start: u64) {
-        if self.pages.get(Bit::Vacant, start) {
-            self.locked(t, |st| {
-                let page = page_down(start);
-                if self.pages.get(Bit::Vacant, page) {
-                    let _ = self.disarm(st, Span::between(page, page + PAGE));
-                }
-            });
+    /// A large block was allocated: its first page will be written (a header), so it does not stay vacant. Nor does
+    /// its last page where the allocating site's blocks had theirs written before (a terminator).
+    pub fn block_allocated(&self, t: Option<&Thread>, block: Span, site: u16) {
+        let (first, last) = (page_down(block.start), page_down(block.end.wrapping_sub(1)));
+        let vacant = |page| self.pages.get(Bit::Vacant, page);
+        if !vacant(first) && !vacant(last) {
+            return;
         }
+        self.locked(t, |st| {
+            if vacant(first) {
+                let _ = self.populate_vacant(st, Span::between(first, first + PAGE));
+            }
+            if !vacant(last) {
+                return;
+            }
+            if Self::site(st, site).expects_tail() {
+                let _ = self.populate_vacant(st, Span::between(last, last + PAGE));
+            } else if let Some(t) = t {
+                t.faults.tail_site.store(u32::from(site), Ordering::Relaxed);
+                t.faults.tail.store(last, Ordering::Relaxed);
+            }
+        });
     }
 
     /// A block in known mappings is about to be freed: its whole pages lose their names and stay armed, vacant,

@@ -8,8 +8,9 @@
 //!     1     0     elided: extents name every byte of it, a touch reaches us            (I1)
 //!     1     1     vacant: named by nothing, a touch fills it with zeros
 //! ```
-//! `hot` remembers that the program touched the page after it had been elided: eliding it again would buy
-//! another fault, so copies go straight to it until the policy tries again.
+//! `hot` remembers of a resident page that the program touched it after it had been elided: eliding it again would
+//! buy another fault, so copies go straight to it until the policy tries again. Of an armed page it says that this
+//! is such a try.
 //!
 //! Writers hold the tracker's lock. [`PageState::any_armed`] is called before every hooked call that hands
 //! program memory to the kernel and takes a few loads: none at all while nothing was ever armed. A reader that

@@ -14,6 +14,8 @@ const EPOCH: u32 = 16;
 const CALM: u32 = 32;
 /// Longest back-off: 2^LEVEL_MAX epochs.
 const LEVEL_MAX: u32 = 12;
+/// Allocations for which one written last page counts.
+const TAILS: u32 = 64;
 /// Slots of the site table; sites whose addresses fall together share one, and its verdict.
 pub const SITES: usize = 4096;
 /// A site retries pages that were touched once ("hot") every this many elisions at first, and up to
@@ -57,6 +59,62 @@ pub fn decide(q: Question) -> Plan {
     }
 }
 
+/// Pages that must have been tried before a [`Retry`] judges them.
+const EVIDENCE: u32 = 8;
+/// Longest pause between two tries.
+const PAUSE_MAX: u32 = 4096;
+
+/// When to arm pages again that stayed resident from an earlier use of the memory: its edges, which the program
+/// writes. If they are edges again, arming them only buys page-table calls, and a copy of a page is cheaper. If
+/// the edges of this use are elsewhere, they stand in its way for good: each cuts the data, its iovecs and its
+/// extents in two. Which of the two is learned by trying.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Retry {
+    /// Operations to let pass until the next try.
+    left: u32,
+    /// Pause after a try.
+    pause: u32,
+    /// Pages tried since the last judgement, and how many of them were written again in that use.
+    tried: u32,
+    failed: u32,
+}
+
+impl Retry {
+    /// True if this operation arms such pages.
+    pub fn due(&mut self) -> bool {
+        if self.left > 0 {
+            self.left -= 1;
+            return false;
+        }
+        if self.tried >= EVIDENCE {
+            let worse = self.failed.saturating_mul(4) > self.tried;
+            self.pause = if worse { (self.pause * 4 + 4).min(PAUSE_MAX) } else { self.pause / 2 };
+            (self.tried, self.failed) = (0, 0);
+        }
+        self.left = self.pause;
+        true
+    }
+
+    /// So many pages were armed again.
+    pub fn tried(&mut self, pages: u32) {
+        self.tried = self.tried.saturating_add(pages);
+    }
+
+    /// One of them was written.
+    pub fn failed(&mut self) {
+        self.failed = self.failed.saturating_add(1);
+    }
+}
+
+/// Resident pages that one operation arms again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Again {
+    /// Those that were touched in this use of the memory.
+    pub hot: bool,
+    /// A few between armed ones, from an earlier use.
+    pub edges: bool,
+}
+
 /// What is remembered of a call site. All zeros is a site that was never seen.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Site {
@@ -77,6 +135,10 @@ pub struct Site {
     /// Copies with short resident runs in their source until those are healed.
     heal_left: u32,
     heal_every: u32,
+    /// Edges of earlier uses of the memory.
+    pub edges: Retry,
+    /// Allocating sites: allocations whose last page is taken to be written at once.
+    tails: u32,
     /// Receive sites: moving average of results, bytes; `seen` says it means something.
     average: u32,
     seen: u32,
@@ -119,6 +181,23 @@ impl Site {
     /// True while what the site elides is not touched at all: then every page is worth arming.
     pub fn is_calm(&self) -> bool {
         self.calm >= CALM
+    }
+
+    /// The last page of a block that this site allocated was written before anything else happened to it.
+    pub fn tail_written(&mut self) {
+        self.tails = TAILS;
+    }
+
+    /// True if the last page of a block from this site will be written.
+    pub fn expects_tail(&mut self) -> bool {
+        let expects = self.tails > 0;
+        self.tails = self.tails.saturating_sub(1);
+        expects
+    }
+
+    /// Which resident pages this operation arms again.
+    pub fn again(&mut self) -> Again {
+        Again { hot: self.rearm(), edges: self.edges.due() }
     }
 
     /// True when it is time to try pages again that were touched before.

@@ -13,18 +13,18 @@ use crate::addr::{PAGE, Span, page_down, page_up};
 use crate::arena::Run;
 use crate::extent_map::Extent;
 use crate::page_state::Bit;
-use crate::policy::Plan;
+use crate::policy::{Again, Plan};
 use crate::state::{Arming, State, Tracker};
 use crate::stats::Counter;
 use crate::sys::Kernel;
-use crate::thread::{Claim, Fate, IoVec, Late, Part, Scratch, Segment, Thread};
+use crate::thread::{Claim, Fate, IoVec, Late, List, MAX_SEGMENTS, Part, Scratch, Segment, Thread};
 
 /// A receive larger than this is not cut up: the destination is materialised and the call passed on.
 pub const RECEIVE_MAX: u64 = 64 << 20;
 /// Core pages that a thread keeps for its next receive: half of the 1 MiB a thread that may be held unnamed.
 const WINDOW_KEEP: u32 = 128;
 /// Resident runs shorter than this, next to armed pages, are armed only when the site tries again, pages.
-const FEW_PAGES: u64 = 4;
+pub(crate) const FEW_PAGES: u64 = 4;
 /// Smallest run asked of the arena, pages.
 const MIN_RUN: u32 = 16;
 
@@ -68,36 +68,29 @@ impl<K: Kernel> Tracker<K> {
                 return Err(Passed(Counter::PassPredictedSmall));
             }
             let may_arm = plan == Plan::Elide;
-            let rearm = may_arm && Self::site(st, site).rearm();
+            let again = if may_arm { Self::site(st, site).again() } else { Again::default() };
             // Pages that the expected end does not fill are not worth arming, but armed ones need core pages too.
             let reach = page_down(dst.start + predicted);
             if !self.is_known(st, dst) {
                 // A destination that may end in unmapped or read-only memory: the kernel must see all of it.
                 return Err(Passed(Counter::PassUnknownMemory));
             }
-            self.free_edge(st, dst.start);
-            self.cut(scratch, dst, reach, may_arm, rearm)?;
+            self.free_edge(st, dst.start, site);
+            self.cut(scratch, dst, reach, may_arm, again)?;
             self.back_with_cores(st, scratch)
         })
         .unwrap_or(Err(Passed(Counter::PassKernel)))
     }
 
     /// Cuts `dst` into segments.
-    fn cut(&self, x: &mut Scratch, dst: Span, reach: u64, may_arm: bool, rearm: bool) -> Result<(), Passed> {
+    fn cut(&self, x: &mut Scratch, dst: Span, reach: u64, may_arm: bool, again: Again) -> Result<(), Passed> {
         x.segments.clear();
         let mut core_bytes = 0;
         let mut at = dst.start;
         while at < dst.end {
-            let (fate, stop) = self.fate(at, dst, may_arm && at < reach, rearm);
+            let (fate, stop) = self.fate(at, dst, may_arm && at < reach, again);
             let stop = if stop < dst.end { stop } else { dst.end };
-            let grown = match x.segments.as_mut_slice().last_mut() {
-                Some(last) if last.fate == fate => {
-                    last.end = stop;
-                    true
-                }
-                _ => false,
-            };
-            if !grown && !x.segments.push(Segment { start: at, end: stop, fate }) {
+            if !add_segment(&mut x.segments, Segment { start: at, end: stop, fate }) {
                 return Err(Passed(Counter::PassPieces));
             }
             if fate != Fate::Direct {
@@ -119,7 +112,7 @@ impl<K: Kernel> Tracker<K> {
     }
 
     /// What happens to the bytes from `at` on, and up to where the same is true at least.
-    pub(crate) fn fate(&self, at: u64, dst: Span, may_arm: bool, rearm: bool) -> (Fate, u64) {
+    pub(crate) fn fate(&self, at: u64, dst: Span, may_arm: bool, again: Again) -> (Fate, u64) {
         let last = page_up(dst.end) >> 12;
         let page = at >> 12;
         if self.pages.get(Bit::Armed, at) {
@@ -134,16 +127,16 @@ impl<K: Kernel> Tracker<K> {
         if !may_arm {
             return (Fate::Direct, stop << 12);
         }
-        if self.pages.get(Bit::Hot, at) && !rearm {
+        if self.pages.get(Bit::Hot, at) && !again.hot {
             return (Fate::Direct, self.pages.find(Bit::Hot, false, page, stop) << 12);
         }
-        let cold_end = if rearm { stop } else { self.pages.find(Bit::Hot, true, page, stop) };
-        // A few resident pages between armed ones are left-overs of another use of this memory (its edges). Arming
-        // them now and freeing other edges would go on for ever; copying them is cheaper until the next try.
+        let cold_end = if again.hot { stop } else { self.pages.find(Bit::Hot, true, page, stop) };
+        // A few resident pages between armed ones are left-overs of another use of this memory (its edges). Where
+        // arming them now and freeing other edges would go on for ever, copying them is cheaper until the next try.
         let few = cold_end - page < FEW_PAGES;
         let between =
             few && (self.pages.get(Bit::Armed, at.wrapping_sub(PAGE)) || self.pages.get(Bit::Armed, cold_end << 12));
-        if between && !rearm {
+        if between && !again.hot && !again.edges {
             return (Fate::Direct, cold_end << 12);
         }
         (Fate::ToArm, cold_end << 12)
@@ -153,6 +146,7 @@ impl<K: Kernel> Tracker<K> {
     fn back_with_cores(&self, st: &mut State, x: &mut Scratch) -> Result<(), Passed> {
         x.iov.clear();
         x.parts.clear();
+        self.one_run(st, x);
         for i in 0..x.segments.len() {
             let Some(&g) = x.segments.as_slice().get(i) else { break };
             let backed = if g.fate == Fate::Direct {
@@ -170,6 +164,25 @@ impl<K: Kernel> Tracker<K> {
             }
         }
         Ok(())
+    }
+
+    /// Puts a run on top of the window that backs all segments, if there is one: a window of left-overs, or a run
+    /// for each segment, would cut the value into more extents.
+    fn one_run(&self, st: &mut State, x: &mut Scratch) {
+        let core = x.segments.as_slice().iter().filter(|g| g.fate != Fate::Direct);
+        let pages = core.map(|g| (page_up(g.end) - page_down(g.start)) / PAGE).sum::<u64>() as u32;
+        while let Some(&top) = x.window.as_slice().last() {
+            if top.pages >= pages {
+                return;
+            }
+            // Merged with its free neighbours it may do.
+            x.window.pop();
+            st.arena.unpin_run(top);
+        }
+        if let Some(run) = st.arena.alloc(pages.max(MIN_RUN)) {
+            // The window is empty.
+            let _ = x.window.push(run);
+        }
     }
 
     /// Core pages for one segment: congruent with the program's pages, so that a program page is one core page.
@@ -284,10 +297,10 @@ impl<K: Kernel> Tracker<K> {
         if got.is_empty() {
             return 0;
         }
-        if p.to_arm && self.arm(st, Span::between(p.span.start, page_down(got.end))).is_err() {
+        if p.to_arm && self.arm_gaps(st, got.inner_pages(), site).is_err() {
             self.count(None, Counter::PassKernel, 1);
         }
-        self.free_edge(st, got.end);
+        self.free_edge(st, got.end, site);
         let skip = p.span.start & (PAGE - 1);
         let (mut at, mut named, mut used) = (got.start, 0, 0);
         while at < got.end {
@@ -351,6 +364,21 @@ impl<K: Kernel> Tracker<K> {
         }
         self.pages.set(Bit::Vacant, s.inner_pages(), false);
         true
+    }
+}
+
+/// Appends a segment, or lets the last one grow: armed pages and those that are to be armed become one, so that
+/// they are one run of core pages and one extent. False when the list is full.
+pub(crate) fn add_segment(all: &mut List<Segment, MAX_SEGMENTS>, g: Segment) -> bool {
+    match all.as_mut_slice().last_mut() {
+        Some(last) if (last.fate == Fate::Direct) == (g.fate == Fate::Direct) => {
+            last.end = g.end;
+            if last.fate == Fate::Armed {
+                last.fate = g.fate;
+            }
+            true
+        }
+        _ => all.push(g),
     }
 }
 

@@ -121,7 +121,7 @@ impl<K: Kernel> Tracker<K> {
     }
 
     fn rename_segments(&self, st: &mut State, x: &mut Scratch, dst: Span, site: u16) -> u64 {
-        self.arm_segments(st, x);
+        self.arm_segments(st, x, site);
         let mut named = 0;
         for i in 0..x.segments.len() {
             let Some(&g) = x.segments.as_slice().get(i) else { break };
@@ -135,26 +135,9 @@ impl<K: Kernel> Tracker<K> {
         named
     }
 
-    /// Arms the segments that are to be: all at once where nothing but armed pages lies between them.
-    fn arm_segments(&self, st: &mut State, x: &Scratch) {
-        let all = x.segments.as_slice();
-        let mut i = 0;
-        while let Some(g) = all.get(i) {
-            i += 1;
-            if g.fate != Fate::ToArm {
-                continue;
-            }
-            let mut cover = Span::between(g.start, g.end);
-            let mut resident = cover.len();
-            for h in all.iter().skip(i).take_while(|h| h.fate != Fate::Direct) {
-                i += 1;
-                if h.fate == Fate::ToArm {
-                    cover.end = h.end;
-                    resident += h.end - h.start;
-                }
-            }
-            let done = if resident == cover.len() { self.arm(st, cover) } else { self.arm_gaps(st, cover) };
-            if done.is_err() {
+    fn arm_segments(&self, st: &mut State, x: &Scratch, site: u16) {
+        for g in x.segments.as_slice() {
+            if g.fate == Fate::ToArm && self.arm_gaps(st, Span::between(g.start, g.end).inner_pages(), site).is_err() {
                 self.count(None, Counter::PassKernel, 1);
             }
         }

@@ -423,6 +423,7 @@ impl<K: Kernel> Tracker<K> {
             let run = Span::between(a << 12, b << 12);
             if self.unname_surely(st, run).is_ok() {
                 self.pages.set(Bit::Vacant, run, true);
+                self.pages.set(Bit::Hot, run, false);
             }
             p = b;
         }

@@ -56,7 +56,7 @@ pub enum Fate {
     Direct,
     /// The pages are armed already: the bytes get names.
     Armed,
-    /// The pages are resident, get armed, and the bytes names.
+    /// Some of the pages are resident: they get armed, and all the bytes names.
     ToArm,
 }
 
@@ -168,7 +168,7 @@ pub struct Part {
     pub span: Span,
     /// Core pages; the first byte is at the same page offset as the program's.
     pub run: Run,
-    /// The pages are to be armed.
+    /// Pages that are not armed yet are to be.
     pub to_arm: bool,
     /// Leading pages of `run` that got a name.
     pub used: u32,
@@ -196,6 +196,10 @@ pub struct FaultHistory {
     pub last: AtomicU64,
     /// How many touches came near each other, without one elsewhere in between.
     pub streak: AtomicU32,
+    /// Last page of the block that was allocated last, if it was left vacant, else 0; and the allocating site.
+    pub tail: AtomicU64,
+    /// See `tail`.
+    pub tail_site: AtomicU32,
 }
 
 /// Most handlers of the program's that can be interrupted, one inside the other, off our signal stack.
@@ -224,6 +228,8 @@ impl FaultHistory {
             odd_generation: AtomicU64::new(0),
             last: AtomicU64::new(0),
             streak: AtomicU32::new(0),
+            tail: AtomicU64::new(0),
+            tail_site: AtomicU32::new(0),
         }
     }
 }

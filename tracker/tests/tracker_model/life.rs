@@ -49,7 +49,7 @@ fn allocate(w: &World) {
     let s = range(w);
     if in_mappings(s) {
         w.note("allocate", [s.start, s.len(), 0]);
-        w.tracker().block_allocated(Some(w.thread()), s.start);
+        w.tracker().block_allocated(Some(w.thread()), s, 9);
         w.compare(s);
     }
 }
