@@ -53,6 +53,8 @@ pub struct Arena {
     held_pages: u32,
     dirty_pages: u32,
     named_bytes: u64,
+    /// Clean and virgin pages handed out so far.
+    fresh_pages: u64,
     misuses: u64,
     /// First page of the newest and of the oldest run of each list, 0 for none: page 0 is never free.
     newest: [u32; LISTS],
@@ -84,6 +86,7 @@ impl Arena {
             held_pages: 0,
             dirty_pages: 0,
             named_bytes: 0,
+            fresh_pages: 0,
             misuses: 0,
             newest: [0; LISTS],
             oldest: [0; LISTS],
@@ -241,6 +244,11 @@ impl Arena {
     /// Bytes that are named, each page counted up to its size.
     pub fn named_bytes(&self) -> u64 {
         self.named_bytes
+    }
+
+    /// How many pages were handed out that had no memory yet, or none any more.
+    pub fn fresh_pages(&self) -> u64 {
+        self.fresh_pages
     }
 
     /// Bytes of dirty-free pages.
@@ -448,7 +456,10 @@ impl Arena {
         }
         match tag.kind {
             Kind::Dirty => self.dirty_pages -= pages,
-            Kind::Clean => self.held_pages += pages,
+            Kind::Clean => {
+                self.held_pages += pages;
+                self.fresh_pages += u64::from(pages);
+            }
         }
         Some(self.hand_out(page, pages))
     }
@@ -461,6 +472,7 @@ impl Arena {
         }
         self.fresh += pages;
         self.held_pages += pages;
+        self.fresh_pages += u64::from(pages);
         Some(self.hand_out(page, pages))
     }
 

@@ -53,7 +53,7 @@ impl<K: Kernel> Tracker<K> {
                 return Err(Counter::PassPieces);
             }
             let s = Self::site(st, site);
-            let elide = s.ask(src.len(), RENAME_MIN) == Plan::Elide;
+            let elide = s.ask(src.len(), RENAME_MIN) == Plan::Elide && !st.ledger.paused();
             // A buffer that is moved within itself is being filled: its borders go on being touched.
             let moved_within = !src.intersect(dst).is_empty();
             let s = Self::site(st, site);

@@ -14,6 +14,7 @@ pub mod copy;
 pub mod extent_map;
 pub mod fault;
 mod heal;
+pub mod ledger;
 mod life;
 pub mod lock;
 pub mod page_state;

@@ -211,6 +211,10 @@ impl<K: Kernel> Tracker<K> {
             return;
         }
         self.locked(t, |st| {
+            if st.ledger.paused() {
+                // All of it will be written with ordinary stores.
+                return self.disarm_vacant(st, Self::pages_of(block));
+            }
             if vacant(first) {
                 let _ = self.populate_vacant(st, Span::between(first, first + PAGE));
             }
@@ -224,6 +228,19 @@ impl<K: Kernel> Tracker<K> {
                 t.faults.tail.store(last, Ordering::Relaxed);
             }
         });
+    }
+
+    fn disarm_vacant(&self, st: &mut State, pages: Span) {
+        let (mut p, end) = (pages.start >> 12, pages.end >> 12);
+        loop {
+            let a = self.pages.find(Bit::Vacant, true, p, end);
+            if a >= end {
+                return;
+            }
+            p = self.pages.find(Bit::Vacant, false, a, end);
+            // Pages that stay vacant resolve themselves.
+            let _ = self.disarm(st, Span::between(a << 12, p << 12));
+        }
     }
 
     /// A block in known mappings is about to be freed: its whole pages lose their names and stay armed, vacant,

@@ -56,6 +56,10 @@ impl<K: Kernel> Tracker<K> {
             let s = Self::site(st, site);
             let predicted = s.predicted(dst.len());
             let plan = s.ask(predicted, threshold);
+            if st.ledger.paused() {
+                st.ledger.pass();
+                return Err(Passed(Counter::PassBackoff));
+            }
             if plan != Plan::Elide && !armed {
                 return Err(Passed(match plan {
                     Plan::CopyBackoff => Counter::PassBackoff,
@@ -265,6 +269,8 @@ impl<K: Kernel> Tracker<K> {
             if named > 0 {
                 Self::site(st, site).elided(named);
             }
+            let fresh = st.arena.fresh_pages();
+            st.ledger.receive(named, fresh);
             if x.late.is_empty() {
                 self.return_runs(st, x);
                 self.trim_window(st, x);

@@ -131,6 +131,8 @@ impl<K: Kernel> Tracker<K> {
         }
         if named > 0 {
             Self::site(st, site).elided(named);
+            // Bytes that were captured have been moved.
+            st.ledger.elided(named.saturating_sub(x.captured));
         }
         named
     }

@@ -26,6 +26,7 @@ use crate::addr::{PAGE, Span, page_down};
 use crate::arena::{Arena, PageMeta, Run};
 use crate::child::ChildPages;
 use crate::extent_map::{Extent, ExtentMap};
+use crate::ledger::Ledger;
 use crate::lock::Lock;
 use crate::page_state::{Bit, PageState};
 use crate::policy::{self, Site};
@@ -94,6 +95,8 @@ pub struct State {
     pub arena: Arena,
     /// Call sites.
     pub sites: &'static mut [Site; policy::SITES],
+    /// What elision costs and saves in this process.
+    pub ledger: Ledger,
     /// Where the next compaction step starts.
     pub cursor: u64,
     /// Pages of a forked child that may be given back.
@@ -188,6 +191,7 @@ impl<K: Kernel> Tracker<K> {
                 registered: ExtentMap::new(m.registered.0 as *mut u8, m.registered.1 as usize),
                 arena: Arena::new(m.meta as *mut PageMeta, m.arena.1, m.cap_bytes),
                 sites: &mut *(m.sites as *mut [Site; policy::SITES]),
+                ledger: Ledger::default(),
                 cursor: 0,
                 child: ChildPages::new(m.child as *mut Extent),
                 bounce: m.bounce as *mut u8,

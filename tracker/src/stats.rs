@@ -65,7 +65,7 @@ counters! {
     SignalsDeferred = "signals_deferred", "signals held back until a critical section ended";
     PagesRearmed = "pages_rearmed", "resident pages that were armed (again)";
     PassBelowThreshold = "pass.below_threshold", "large enough to look at, below the threshold";
-    PassBackoff = "pass.backoff", "the call site's elisions did not pay";
+    PassBackoff = "pass.backoff", "elisions of the call site, or of the whole process, did not pay";
     PassPredictedSmall = "pass.predicted_small", "a read that was expected to return little";
     PassUnknownMemory = "pass.unknown_memory", "destination outside the mappings whose life cycle is seen";
     PassCoreCap = "pass.core_cap", "the core arena's cap is reached";

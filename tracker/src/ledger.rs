@@ -1,0 +1,140 @@
+//! The books of the whole process: what page-table work costs against what elision saves.
+//!
+//! Edges, allocations and faults cannot be charged to the call site that causes them: memory is elided by one site,
+//! freed and allocated by others. Where values of mixed sizes come and go, each use of memory has other edges, and
+//! eliding a value takes a few page-table calls. That pays for large values only. So all calls are charged here, and
+//! all bytes that copies did not move are credited. A process that loses stops eliding for a while ([`Ledger::paused`]).
+//!
+//! Pausing and starting again both touch every page of the program's large buffers once, so they must be rare: the
+//! pause grows each time, and only a good time many times as long makes it shorter.
+
+use crate::addr::PAGE;
+
+/// Bytes of copying that one page-table call is worth. A call takes 1.5 to 5 us (arming a range with resident pages),
+/// and a copy of what was just received, hot in the cache, 0.03 ns a byte.
+pub const BYTES_PER_CALL: u64 = 128 << 10;
+/// Calls that a fault counts for, beyond the one that resolves it.
+pub const CALLS_PER_FAULT: u64 = 2;
+/// Receives between two looks.
+const EPOCH: u32 = 1024;
+/// Bad looks in a row that make a pause.
+const BAD_EPOCHS: u32 = 3;
+/// First pause, receives, and the longest.
+const PAUSE_MIN: u32 = 1 << 19;
+const PAUSE_MAX: u32 = 1 << 22;
+/// Good receives for each one of the last pause that make the next one shorter.
+const FORGIVE: u64 = 16;
+
+/// Costs and savings since the last look, and the pause.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ledger {
+    calls: u64,
+    elided: u64,
+    received: u64,
+    receives: u32,
+    /// Core pages that were new to the arena, as of the last look.
+    fresh: u64,
+    bad: u32,
+    good: u64,
+    pause: u32,
+    left: u32,
+}
+
+impl Ledger {
+    /// Page-table calls were made.
+    pub fn called(&mut self, calls: u64) {
+        self.calls += calls;
+    }
+
+    /// A copy was elided.
+    pub fn elided(&mut self, bytes: u64) {
+        self.elided += bytes;
+    }
+
+    /// True while nothing is elided that is not already.
+    pub fn paused(&self) -> bool {
+        self.left > 0
+    }
+
+    /// A large receive was passed on because of the pause.
+    pub fn pass(&mut self) {
+        self.left -= u32::from(self.left > 0);
+        if self.left == 0 {
+            (self.calls, self.elided, self.received, self.receives) = (0, 0, 0, 0);
+        }
+    }
+
+    /// A receive landed in cores; `fresh` is the number of pages that the arena ever handed out for the first time
+    /// since they last had memory.
+    pub fn receive(&mut self, bytes: u64, fresh: u64) {
+        self.received += bytes;
+        self.receives += 1;
+        if self.receives < EPOCH {
+            return;
+        }
+        // While the data grows, the program's own pages would be new too, and their faults cost more than anything
+        // here: nothing to learn from that.
+        let grows = fresh.saturating_sub(self.fresh) * PAGE * 4 > self.received;
+        let loses = self.calls * BYTES_PER_CALL > self.elided;
+        if !loses {
+            self.bad = 0;
+            self.good += u64::from(self.receives);
+            if self.good > u64::from(self.pause) * FORGIVE {
+                (self.pause, self.good) = (self.pause / 8, 0);
+            }
+        } else if !grows {
+            self.bad += 1;
+        }
+        if self.bad >= BAD_EPOCHS {
+            self.pause = (self.pause * 8).clamp(PAUSE_MIN, PAUSE_MAX);
+            self.left = self.pause;
+            (self.bad, self.good) = (0, 0);
+        }
+        (self.calls, self.elided, self.received, self.receives, self.fresh) = (0, 0, 0, 0, fresh);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One epoch of receives of 64 KiB with so many calls, all of them copied once.
+    fn epoch(l: &mut Ledger, calls: u64, fresh: u64) {
+        for _ in 0..EPOCH {
+            assert!(!l.paused());
+            l.called(calls);
+            l.elided(64 << 10);
+            l.receive(64 << 10, fresh);
+        }
+    }
+
+    fn pause(l: &mut Ledger) -> u32 {
+        let mut n = 0;
+        while l.paused() {
+            l.pass();
+            n += 1;
+        }
+        n
+    }
+
+    #[test]
+    fn a_process_that_loses_pauses_longer_each_time() {
+        let mut l = Ledger::default();
+        for want in [PAUSE_MIN, PAUSE_MAX, PAUSE_MAX] {
+            (0..BAD_EPOCHS).for_each(|_| epoch(&mut l, 1, 0));
+            assert_eq!(pause(&mut l), want);
+        }
+    }
+
+    #[test]
+    fn growth_and_single_bad_epochs_do_not_count() {
+        let mut l = Ledger::default();
+        (1..100).for_each(|n| epoch(&mut l, 5, n * u64::from(EPOCH) * 16));
+        let fresh = 99 * u64::from(EPOCH) * 16;
+        for _ in 0..100 {
+            (1..BAD_EPOCHS).for_each(|_| epoch(&mut l, 5, fresh));
+            epoch(&mut l, 0, fresh);
+        }
+        assert!(!l.paused());
+    }
+}
