@@ -20,7 +20,7 @@ const EPOCH: u32 = 1024;
 /// Bad looks in a row that make a pause.
 const BAD_EPOCHS: u32 = 3;
 /// First pause, receives, and the longest.
-const PAUSE_MIN: u32 = 1 << 19;
+const PAUSE_MIN: u32 = 1 << 18;
 const PAUSE_MAX: u32 = 1 << 22;
 /// Good receives for each one of the last pause that make the next one shorter.
 const FORGIVE: u64 = 16;
@@ -38,9 +38,16 @@ pub struct Ledger {
     good: u64,
     pause: u32,
     left: u32,
+    /// Never pause: what elision would do, whatever it costs.
+    never: bool,
 }
 
 impl Ledger {
+    /// Whether to pause at all.
+    pub fn set_pauses(&mut self, on: bool) {
+        self.never = !on;
+    }
+
     /// Page-table calls were made.
     pub fn called(&mut self, calls: u64) {
         self.calls += calls;
@@ -85,7 +92,7 @@ impl Ledger {
         } else if !grows {
             self.bad += 1;
         }
-        if self.bad >= BAD_EPOCHS {
+        if self.bad >= BAD_EPOCHS && !self.never {
             self.pause = (self.pause * 8).clamp(PAUSE_MIN, PAUSE_MAX);
             self.left = self.pause;
             (self.bad, self.good) = (0, 0);

@@ -4,6 +4,7 @@ use super::ops::{HEAP, MAPPED, MAPPED_TOO, UNKNOWN, make_resident, range, seen, 
 use super::space::{BASE, END};
 use super::world::{THREADS, World};
 use zio_tracker::addr::{PAGE, Span};
+use zio_tracker::ledger::Ledger;
 
 /// One of eighteen, by number.
 pub fn operation(w: &World, n: u64) {
@@ -18,6 +19,7 @@ pub fn operation(w: &World, n: u64) {
         15 => resident(w),
         16 => compact(w),
         _ if w.rng.coin(20) => withdraw(w),
+        _ if w.rng.coin(8) => pause(w),
         _ => {}
     }
 }
@@ -175,6 +177,19 @@ fn compact(w: &World) {
     let here = 0u64;
     let mut claim = w.thread().claim(&raw const here as u64).expect("scratch space");
     w.tracker().compact(w.thread(), &mut claim);
+}
+
+/// Elision does not pay for the process any more, or is tried again.
+fn pause(w: &World) {
+    w.note("pause", [0; 3]);
+    w.tracker().locked(Some(w.thread()), |st| {
+        let paused = st.ledger.paused();
+        st.ledger = Ledger::default();
+        while !paused && !st.ledger.paused() {
+            st.ledger.called(1);
+            st.ledger.receive(0, 0);
+        }
+    });
 }
 
 fn withdraw(w: &World) {
