@@ -39,12 +39,6 @@ impl<K: Kernel> Tracker<K> {
         true
     }
 
-    /// One more page-table call.
-    fn called(&self, st: &mut State) {
-        self.count(None, Counter::PageTableCalls, 1);
-        st.ledger.called(1);
-    }
-
     /// The descriptor is new: nothing is registered with it.
     pub(crate) fn clear_registered(st: &mut State) {
         let _ = st.registered.erase(0, crate::addr::USER_END, |_| ());
@@ -58,7 +52,7 @@ impl<K: Kernel> Tracker<K> {
         if !st.registered.has_room(4) {
             return Err(Errno::NOMEM);
         }
-        self.called(st);
+        self.count(None, Counter::PageTableCalls, 1);
         self.kernel.register(s, self.how())?;
         let e = Extent { start: s.start, len: s.len(), core: s.start, site: 0 };
         let _ = st.registered.replace(e, |_| ());
@@ -116,7 +110,7 @@ impl<K: Kernel> Tracker<K> {
             };
             let gap = Span::between(at, gap_end);
             if !gap.is_empty() {
-                self.called(st);
+                self.count(None, Counter::PageTableCalls, 1);
                 self.kernel.populate(gap)?;
                 self.register_span(st, gap)?;
             }
@@ -131,7 +125,7 @@ impl<K: Kernel> Tracker<K> {
         let mut at = 0;
         let mut all = true;
         while let Some(e) = st.registered.next_from(at) {
-            self.called(st);
+            self.count(None, Counter::PageTableCalls, 1);
             let s = Span::between(e.start, e.start + e.len);
             all &= self.kernel.register(s, Register::Missing).is_ok();
             at = s.end;
@@ -179,7 +173,7 @@ impl<K: Kernel> Tracker<K> {
         self.pages.set(Bit::Vacant, pages, true);
         self.pages.set(Bit::Armed, pages, true);
         self.pages.set(Bit::Hot, pages, false);
-        self.called(st);
+        self.count(None, Counter::PageTableCalls, 1);
         self.count(None, Counter::PagesRearmed, pages.len() / PAGE);
         let r = match self.arming() {
             Arming::Guard => self.kernel.guard_install(pages),
@@ -236,7 +230,7 @@ impl<K: Kernel> Tracker<K> {
             fresh += n;
             few += if n < FEW_PAGES { n } else { 0 };
         }
-        self.called(st);
+        self.count(None, Counter::PageTableCalls, 1);
         self.count(None, Counter::PagesRearmed, fresh);
         Self::site(st, site).edges.tried(few as u32);
         let r = match self.arming() {
@@ -276,7 +270,7 @@ impl<K: Kernel> Tracker<K> {
         match self.arming() {
             Arming::Missing => self.zero_fill(st, pages)?,
             _ => {
-                self.called(st);
+                self.count(None, Counter::PageTableCalls, 1);
                 self.kernel.guard_remove(pages)?;
             }
         }
@@ -296,7 +290,7 @@ impl<K: Kernel> Tracker<K> {
         let mut tries = 0;
         let mut whole = true;
         while at < pages.end {
-            self.called(st);
+            self.count(None, Counter::PageTableCalls, 1);
             let stop = if whole { pages.end } else { at + PAGE };
             match self.kernel.fill_zero(Span::between(at, stop)) {
                 // An error further on must not leave pages that are there marked as armed.
@@ -426,7 +420,7 @@ impl<K: Kernel> Tracker<K> {
         let page = Span::between(dst.start, dst.start + PAGE);
         let mut part = dst;
         loop {
-            self.called(st);
+            self.count(None, Counter::PageTableCalls, 1);
             match self.kernel.fill(part, src) {
                 Ok(n) => return Ok(n),
                 // The range may cross into another mapping, which one call cannot: page by page then.
@@ -463,7 +457,7 @@ impl<K: Kernel> Tracker<K> {
             if r.start >= pages.end {
                 break;
             }
-            self.called(st);
+            self.count(None, Counter::PageTableCalls, 1);
             if self.kernel.unregister(part).is_ok() {
                 let _ = st.registered.erase(part.start, part.end, |_| ());
             }

@@ -1,7 +1,6 @@
 //! Resolving a touch of an armed page, on the thread that touched it.
 
 use crate::addr::{PAGE, Span, page_down};
-use crate::ledger::CALLS_PER_FAULT;
 use crate::page_state::Bit;
 use crate::state::Tracker;
 use crate::stats::Counter;
@@ -45,7 +44,6 @@ impl<K: Kernel> Tracker<K> {
                 return self.unseen_missing(st, addr);
             }
             let vacant = self.pages.get(Bit::Vacant, addr);
-            st.ledger.called(CALLS_PER_FAULT);
             let tried = self.pages.get(Bit::Hot, addr);
             if !vacant && let Some(e) = st.map.find(addr) {
                 let s = Self::site(st, e.site);

@@ -216,12 +216,14 @@ impl<K: Kernel> Tracker<K> {
                 return self.disarm_vacant(st, Self::pages_of(block));
             }
             if vacant(first) {
+                st.ledger.edge_moved();
                 let _ = self.populate_vacant(st, Span::between(first, first + PAGE));
             }
             if !vacant(last) {
                 return;
             }
             if Self::site(st, site).expects_tail() {
+                st.ledger.edge_moved();
                 let _ = self.populate_vacant(st, Span::between(last, last + PAGE));
             } else if let Some(t) = t {
                 t.faults.tail_site.store(u32::from(site), Ordering::Relaxed);

@@ -186,7 +186,7 @@ fn pause(w: &World) {
         let paused = st.ledger.paused();
         st.ledger = Ledger::default();
         while !paused && !st.ledger.paused() {
-            st.ledger.called(1);
+            st.ledger.edge_moved();
             st.ledger.receive(0, 0);
         }
     });
