@@ -124,11 +124,6 @@ fn start(env: Environment) -> Result<Mode, Why> {
         Some(b"sigbus") => Some(Mode::Sigbus),
         Some(_) => return Err(Why(b"ZIO_FAULT is none of auto, guard, sigbus", b"correct it")),
     };
-    let pauses = match env.get(b"ZIO_PAUSE") {
-        None | Some(b"auto") => true,
-        Some(b"never") => false,
-        Some(_) => return Err(Why(b"ZIO_PAUSE is neither auto nor never", b"correct it")),
-    };
     let stats = stats_page().ok_or(Why(b"no memory for statistics", MEMORY))?;
     if !threads::init() {
         return Err(Why(b"no memory for thread records", MEMORY));
@@ -137,7 +132,6 @@ fn start(env: Environment) -> Result<Mode, Why> {
     // SAFETY: fresh mappings, once.
     unsafe { TRACKER.init(memory, stats, threshold) };
     threads::announce();
-    TRACKER.locked(None, |st| st.ledger.set_pauses(pauses));
     if TRACKER.kernel.open().is_err() {
         return Err(Why(
             b"the kernel refuses userfaultfd",

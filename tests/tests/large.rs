@@ -15,7 +15,7 @@ use zio_tests::large::{
 };
 use zio_tests::redis::Failure;
 use zio_tests::redis::content::{Kind, Rng, fill};
-use zio_tests::redis::server::{FaultMode, Launch, Server, TempDir, let_servers_pause, require_redis, zio_library};
+use zio_tests::redis::server::{FaultMode, Launch, Server, TempDir, require_redis, zio_library};
 
 #[path = "large/steady.rs"]
 mod steady;
@@ -57,7 +57,6 @@ fn launches(modes: &[FaultMode]) -> Result<Vec<Launch>, Failure> {
 /// Runs a scenario alone and fails the test with what it found.
 fn judge(name: &'static str, scenario: fn(&mut Table) -> Result<(), Failure>) {
     let _one = alone();
-    let_servers_pause();
     let mut table = Table::new(name);
     let start = Instant::now();
     let ran = scenario(&mut table);

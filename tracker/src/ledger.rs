@@ -19,11 +19,14 @@ use crate::addr::PAGE;
 pub const BYTES_PER_EDGE: u64 = 384 << 10;
 /// Receives between two looks.
 const EPOCH: u32 = 1024;
-/// Bad looks in a row that make a pause.
-const BAD_EPOCHS: u32 = 3;
+/// Bad looks in a row that make the first pause: half a minute of a busy server, so that what passes, a load or a burst
+/// of odd requests, does not count.
+const BAD_EPOCHS: u32 = 128;
+/// Bad looks in a row that make another one.
+const BAD_AGAIN: u32 = 4;
 /// First pause, receives, and the longest.
-const PAUSE_MIN: u32 = 1 << 18;
-const PAUSE_MAX: u32 = 1 << 22;
+const PAUSE_MIN: u32 = 1 << 19;
+const PAUSE_MAX: u32 = 1 << 25;
 /// Good receives for each one of the last pause that make the next one shorter.
 const FORGIVE: u64 = 16;
 
@@ -40,16 +43,9 @@ pub struct Ledger {
     good: u64,
     pause: u32,
     left: u32,
-    /// Never pause: what elision would do, whatever it costs.
-    never: bool,
 }
 
 impl Ledger {
-    /// Whether to pause at all.
-    pub fn set_pauses(&mut self, on: bool) {
-        self.never = !on;
-    }
-
     /// A block was allocated, and its first or last page was vacant.
     pub fn edge_moved(&mut self) {
         self.edges += 1;
@@ -94,7 +90,7 @@ impl Ledger {
         } else if !grows {
             self.bad += 1;
         }
-        if self.bad >= BAD_EPOCHS && !self.never {
+        if self.bad >= if self.pause == 0 { BAD_EPOCHS } else { BAD_AGAIN } {
             self.pause = (self.pause * 8).clamp(PAUSE_MIN, PAUSE_MAX);
             self.left = self.pause;
             (self.bad, self.good) = (0, 0);
@@ -129,18 +125,22 @@ mod tests {
     #[test]
     fn a_process_that_loses_pauses_longer_each_time() {
         let mut l = Ledger::default();
-        for want in [PAUSE_MIN, PAUSE_MIN * 8, PAUSE_MAX] {
-            (0..BAD_EPOCHS).for_each(|_| epoch(&mut l, 1, 0));
+        (0..BAD_EPOCHS).for_each(|_| epoch(&mut l, 1, 0));
+        let mut want = PAUSE_MIN;
+        for _ in 0..4 {
             assert_eq!(pause(&mut l), want);
+            (0..BAD_AGAIN).for_each(|_| epoch(&mut l, 1, 0));
+            want = (want * 8).min(PAUSE_MAX);
         }
+        assert_eq!(want, PAUSE_MAX);
     }
 
     #[test]
     fn growth_and_single_bad_epochs_do_not_count() {
         let mut l = Ledger::default();
-        (1..100).for_each(|n| epoch(&mut l, 5, n * u64::from(EPOCH) * 16));
-        let fresh = 99 * u64::from(EPOCH) * 16;
-        for _ in 0..100 {
+        (1..300).for_each(|n| epoch(&mut l, 5, n * u64::from(EPOCH) * 16));
+        let fresh = 299 * u64::from(EPOCH) * 16;
+        for _ in 0..10 {
             (1..BAD_EPOCHS).for_each(|_| epoch(&mut l, 5, fresh));
             epoch(&mut l, 0, fresh);
         }

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -96,15 +96,6 @@ pub fn require_redis() -> Result<(), Failure> {
         Ok(status) => Err(Failure(format!("redis-server --version ended with {status}"))),
         Err(e) => Err(Failure(format!("redis-server can't be run ({e}); remedy: apt-get install redis-server"))),
     }
-}
-
-/// Whether servers may pause elision when it does not pay. Where bytes are verified they may not: what the random
-/// commands of those tests cost must not end the elision that is tested.
-static PAUSES: AtomicBool = AtomicBool::new(false);
-
-/// From now on servers do as they do outside of tests.
-pub fn let_servers_pause() {
-    PAUSES.store(true, Ordering::Relaxed);
 }
 
 /// A directory that goes away with its owner, unless `ZIO_KEEP` is set.
@@ -270,9 +261,6 @@ impl Server {
             Launch::Zio { lib, mode } => {
                 command.env("LD_PRELOAD", lib).env("ZIO_FAULT", mode.name());
                 command.env("ZIO_STATS", &stats);
-                if !PAUSES.load(Ordering::Relaxed) {
-                    command.env("ZIO_PAUSE", "never");
-                }
             }
             Launch::Shim { preload, env } => {
                 command.env("LD_PRELOAD", preload).envs(env.iter().cloned());
