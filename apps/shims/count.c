@@ -2,7 +2,7 @@
  * An independent count of a program's large copies, to check zio's own counters against.
  *
  * Counts calls and bytes of memcpy, memmove and mempcpy (and the fortified forms) of at least 4096
- * bytes, forwards each to the next library, and writes
+ * bytes, and of reallocs that moved a block, forwards each to the next library, and writes
  *
  *     {"copy_calls":N,"bytes_requested":N}
  *
@@ -26,6 +26,10 @@
 typedef void *(*copy_fn)(void *, const void *, size_t);
 typedef void *(*copy_chk_fn)(void *, const void *, size_t, size_t);
 
+/* A realloc that moves is one copy, whoever makes it: what it calls meanwhile is not counted again. */
+static __thread int in_realloc;
+static void *(*real_realloc)(void *, size_t);
+static size_t (*real_usable)(void *);
 static copy_fn real_memcpy, real_memmove, real_mempcpy;
 static copy_chk_fn real_memcpy_chk, real_memmove_chk, real_mempcpy_chk;
 static unsigned long long copy_calls, bytes_requested;
@@ -40,6 +44,8 @@ __attribute__((constructor)) static void start(void)
     real_mempcpy = (copy_fn)dlsym(RTLD_NEXT, "mempcpy");
     real_memmove = (copy_fn)dlsym(RTLD_NEXT, "memmove");
     real_memcpy = (copy_fn)dlsym(RTLD_NEXT, "memcpy");
+    real_usable = (size_t (*)(void *))dlsym(RTLD_NEXT, "malloc_usable_size");
+    real_realloc = (void *(*)(void *, size_t))dlsym(RTLD_NEXT, "realloc");
     const char *path = getenv("COUNT_OUT");
     if (path) {
         snprintf(out_path, sizeof out_path, "%s", path);
@@ -65,7 +71,7 @@ __attribute__((destructor)) static void finish(void)
 
 static void count(size_t n)
 {
-    if (n >= COUNTED_FROM) {
+    if (n >= COUNTED_FROM && !in_realloc) {
         __atomic_fetch_add(&copy_calls, 1, __ATOMIC_RELAXED);
         __atomic_fetch_add(&bytes_requested, n, __ATOMIC_RELAXED);
     }
@@ -139,4 +145,19 @@ EXPORT void *__mempcpy_chk(void *restrict dst, const void *restrict src, size_t 
         return mempcpy(dst, src, n);
     count(n);
     return real_mempcpy_chk(dst, src, n, room);
+}
+
+EXPORT void *realloc(void *p, size_t n)
+{
+    if (!real_realloc) /* the loader's own, before the constructor */
+        real_realloc = (void *(*)(void *, size_t))dlsym(RTLD_NEXT, "realloc");
+    if (!p || !n || !real_usable || in_realloc)
+        return real_realloc(p, n);
+    size_t had = real_usable(p);
+    in_realloc = 1;
+    void *q = real_realloc(p, n);
+    in_realloc = 0;
+    if (q && q != p)
+        count(had < n ? had : n);
+    return q;
 }

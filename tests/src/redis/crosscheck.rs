@@ -1,5 +1,4 @@
-//! The same deterministic traffic against a server under an independent counting shim and under zio:
-//! both must have seen the same copies.
+//! Traffic against a server under zio and an independent counting shim: both must have seen the same copies.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +7,7 @@ use std::process::Command;
 use super::Failure;
 use super::content::{Kind, Rng, fill};
 use super::resp::{Conn, Reply};
-use super::server::{Launch, Server, Stats, TempDir};
+use super::server::{FaultMode, Launch, Server, Stats, TempDir};
 
 /// Compiles the shim from its C source into `dir`.
 ///
@@ -32,17 +31,38 @@ pub fn compile_shim(source: &Path, dir: &Path) -> Result<PathBuf, Failure> {
     }
 }
 
-/// Bytes of copies of 4 KiB and more that the shim counts in a plain server. (Stacking the shim on libzio.so would miss realloc, whose copy zio makes.)
+/// Bytes of copies of 4 KiB and more that the program asked for in one run: as the shim counted them, and as zio did.
+///
+/// The shim is preloaded before libzio.so, so that both see the same calls: two runs differ by some percent, because
+/// reads split as the scheduler likes and the server's own copies with them.
 ///
 /// # Errors
-/// As [`compile_shim`], on a wrong reply, or when the shim leaves no count.
-pub fn count_plain(shim_source: &Path, ops: u32, seed: u64) -> Result<u64, Failure> {
+/// As [`compile_shim`], on a wrong reply, or when either leaves no count.
+pub fn count_both(shim_source: &Path, lib: &Path, mode: FaultMode, ops: u32, seed: u64) -> Result<Counts, Failure> {
     let dir = TempDir::new()?;
-    let preload = compile_shim(shim_source, dir.path())?.into_os_string();
+    let mut preload = compile_shim(shim_source, dir.path())?.into_os_string();
+    preload.push(":");
+    preload.push(lib);
     let out = dir.path().join("count.json");
-    let env = vec![("COUNT_OUT".into(), out.clone().into_os_string())];
+    let stats = dir.path().join("stacked.json");
+    let variables =
+        [("COUNT_OUT", out.as_os_str()), ("ZIO_STATS", stats.as_os_str()), ("ZIO_FAULT", mode.name().as_ref())];
+    let env = variables.map(|(k, v)| (k.into(), v.to_os_string())).to_vec();
     serve(&Launch::Shim { preload, env }, &dir, ops, seed)?;
-    read_count(&out)
+    let zio = Stats::read(&stats)?;
+    zio.check(mode)?;
+    Ok(Counts { shim: read_count(&out)?, zio: zio.requested, elided: zio.elided })
+}
+
+/// What [`count_both`] found, bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Counts {
+    /// Counted by the shim.
+    pub shim: u64,
+    /// zio's `bytes_requested`.
+    pub zio: u64,
+    /// zio's `bytes_elided`.
+    pub elided: u64,
 }
 
 fn read_count(out: &Path) -> Result<u64, Failure> {
@@ -52,20 +72,11 @@ fn read_count(out: &Path) -> Result<u64, Failure> {
     json["bytes_requested"].as_u64().ok_or_else(|| bad(&"no bytes_requested"))
 }
 
-/// The counters of a server under zio after the same traffic.
-///
-/// # Errors
-/// On a wrong reply or without statistics.
-pub fn count_zio(launch: &Launch, ops: u32, seed: u64) -> Result<Stats, Failure> {
-    let dir = TempDir::new()?;
-    serve(launch, &dir, ops, seed)?.ok_or_else(|| Failure("no statistics".into()))
-}
-
-fn serve(launch: &Launch, dir: &TempDir, ops: u32, seed: u64) -> Result<Option<Stats>, Failure> {
+fn serve(launch: &Launch, dir: &TempDir, ops: u32, seed: u64) -> Result<(), Failure> {
     let mut server = Server::start(launch, dir.path(), &[])?;
     let mut conn = server.connect()?;
     talk(&mut conn, ops, seed).map_err(|e| server.explain(e))?;
-    server.stop()
+    server.stop().map(|_| ())
 }
 
 /// One request at a time, sizes around and far above the counting limit.
