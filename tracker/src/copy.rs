@@ -46,6 +46,13 @@ impl<K: Kernel> Tracker<K> {
         let x = c.scratch();
         x.captured = 0;
         let planned = self.locked(Some(t), |st| {
+            st.ledger.operation();
+            if st.ledger.paused() && !self.forked.load(core::sync::atomic::Ordering::Relaxed) {
+                // What was elided before the pause, and is used, becomes ordinary again: once, in bulk.
+                let _ = self.materialise(st, Self::pages_of(src));
+                self.publish(st);
+                return Err(Counter::PassBackoff);
+            }
             let _ = self.heal(st, src, dst, site);
             x.pieces.clear();
             x.split.clear();
@@ -53,7 +60,7 @@ impl<K: Kernel> Tracker<K> {
                 return Err(Counter::PassPieces);
             }
             let s = Self::site(st, site);
-            let elide = s.ask(src.len(), RENAME_MIN) == Plan::Elide && !st.ledger.paused();
+            let elide = s.ask(src.len(), RENAME_MIN) == Plan::Elide;
             // A buffer that is moved within itself is being filled: its borders go on being touched.
             let moved_within = !src.intersect(dst).is_empty();
             let s = Self::site(st, site);

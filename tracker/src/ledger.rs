@@ -6,6 +6,10 @@
 //! elided by one, freed and allocated by others. So edges that moved are charged here, and all bytes that copies did
 //! not move are credited. A process that loses stops eliding for a while ([`Ledger::paused`]).
 //!
+//! Besides, each operation on names, a receive into cores, a copy, a send from them, takes its time however little it
+//! carries. Where all of them together cost more than the copies that they avoid, as with messages that are copied once
+//! or twice and have less than some 100 KiB, that is another reason.
+//!
 //! Buffers that keep their places have no such edges, whatever else is going on: a server in its steady state is never
 //! paused. Pausing and starting again both touch every page of the program's large buffers once, so they must be rare:
 //! the pause grows each time, and only a good time many times as long makes it shorter.
@@ -17,7 +21,13 @@ use crate::addr::PAGE;
 /// received, hot in the cache, takes 0.03 ns a byte. Measured: values of 16 KiB to 1 MiB, with two moved edges each, took
 /// 1.0 to 1.2 of the plain server's CPU when elided.
 pub const BYTES_PER_EDGE: u64 = 384 << 10;
-/// Receives between two looks.
+/// Bytes of copying that one operation on names is worth: 0.6 to 0.8 us of bookkeeping, and for a send the kernel's
+/// reading of what is in no cache near the processor, where a copy would just have put it.
+pub const BYTES_PER_OPERATION: u64 = 32 << 10;
+/// Operations between two looks at what they cost, and losing looks in a row that make a pause.
+const OPERATIONS: u32 = 4096;
+const BAD_LOOKS: u32 = 16;
+/// Receives between two looks at the edges.
 const EPOCH: u32 = 1024;
 /// Bad looks in a row that make the first pause: half a minute of a busy server, so that what passes, a load or a burst
 /// of odd requests, does not count.
@@ -39,6 +49,10 @@ pub struct Ledger {
     receives: u32,
     /// Core pages that were new to the arena, as of the last look.
     fresh: u64,
+    /// Operations, and bytes that were not moved, since the last look at those.
+    operations: u32,
+    avoided: u64,
+    bad_looks: u32,
     bad: u32,
     good: u64,
     pause: u32,
@@ -54,6 +68,27 @@ impl Ledger {
     /// A copy was elided.
     pub fn elided(&mut self, bytes: u64) {
         self.elided += bytes;
+        self.avoided += bytes;
+    }
+
+    /// A receive into cores, a copy of named bytes, or a send of some.
+    pub fn operation(&mut self) {
+        self.operations += 1;
+        if self.operations < OPERATIONS || self.paused() {
+            return;
+        }
+        let loses = u64::from(self.operations) * BYTES_PER_OPERATION > self.avoided;
+        self.bad_looks = if loses { self.bad_looks + 1 } else { 0 };
+        (self.operations, self.avoided) = (0, 0);
+        if self.bad_looks >= BAD_LOOKS {
+            self.pause();
+        }
+    }
+
+    fn pause(&mut self) {
+        self.pause = (self.pause * 8).clamp(PAUSE_MIN, PAUSE_MAX);
+        self.left = self.pause;
+        (self.bad, self.good, self.bad_looks) = (0, 0, 0);
     }
 
     /// True while nothing is elided that is not already.
@@ -66,6 +101,7 @@ impl Ledger {
         self.left -= u32::from(self.left > 0);
         if self.left == 0 {
             (self.edges, self.elided, self.received, self.receives) = (0, 0, 0, 0);
+            (self.operations, self.avoided) = (0, 0);
         }
     }
 
@@ -91,9 +127,7 @@ impl Ledger {
             self.bad += 1;
         }
         if self.bad >= if self.pause == 0 { BAD_EPOCHS } else { BAD_AGAIN } {
-            self.pause = (self.pause * 8).clamp(PAUSE_MIN, PAUSE_MAX);
-            self.left = self.pause;
-            (self.bad, self.good) = (0, 0);
+            self.pause();
         }
         (self.edges, self.elided, self.received, self.receives, self.fresh) = (0, 0, 0, 0, fresh);
     }
@@ -145,5 +179,39 @@ mod tests {
             epoch(&mut l, 0, fresh);
         }
         assert!(!l.paused());
+    }
+
+    /// Messages of so many bytes, each received, copied so many times and sent.
+    fn messages(l: &mut Ledger, n: u32, bytes: u64, copies: u64) {
+        for _ in 0..n {
+            l.operation();
+            for _ in 0..copies {
+                l.operation();
+                l.elided(bytes);
+            }
+            l.operation();
+        }
+    }
+
+    #[test]
+    fn operations_must_pay() {
+        for (bytes, copies, pays) in [
+            (64 << 10, 1, false),
+            (48 << 10, 2, false),
+            (256 << 10, 1, true),
+            (64 << 10, 5, true),
+            (512 << 10, 0, false),
+        ] {
+            let mut l = Ledger::default();
+            messages(&mut l, OPERATIONS * BAD_LOOKS, bytes, copies);
+            assert_eq!(l.paused(), !pays, "{copies} copies of {bytes} bytes");
+        }
+        // A burst is not enough.
+        let mut l = Ledger::default();
+        for _ in 0..100 {
+            messages(&mut l, OPERATIONS * (BAD_LOOKS - 2) / 3, 64 << 10, 1);
+            messages(&mut l, OPERATIONS, 1 << 20, 1);
+            assert!(!l.paused());
+        }
     }
 }

@@ -271,6 +271,7 @@ impl<K: Kernel> Tracker<K> {
             }
             let fresh = st.arena.fresh_pages();
             st.ledger.receive(named, fresh);
+            st.ledger.operation();
             if x.late.is_empty() {
                 self.return_runs(st, x);
                 self.trim_window(st, x);

@@ -33,6 +33,7 @@ impl<K: Kernel> Tracker<K> {
                     }
                 }
                 self.pin_pieces(st, &x.pieces);
+                st.ledger.operation();
                 true
             })
             .unwrap_or(false);
