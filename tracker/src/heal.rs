@@ -7,7 +7,11 @@
 //! Unlike a destination, which its program is overwriting, such a page may be in use by other threads, rightly:
 //!
 //! - A store between the copy to the core and the discard would be lost: the page is write-protected meanwhile, so
-//!   that the store faults, waits for the lock, and finds an elided page.
+//!   that the store faults, waits for the lock, and finds an elided page. Only a page that is there can be protected:
+//!   it is read first.
+//! - MADV_GUARD_INSTALL first discards pages, then puts markers where there is nothing, and begins again where it finds
+//!   a page. In between a store would make a page of zeros, which goes with the store in it, and a load would find
+//!   zeros. So meanwhile the pages are registered for missing faults as well: a touch waits for the lock, too.
 //! - A system call that reads the page would fail once it is armed. One whose hook has not looked yet will see the
 //!   page armed, because it is marked first. One that is under way, or whose hook has looked, is found by asking the
 //!   kernel what the other threads are doing ([`Kernel::others`]): all must be in a call that waits and has nothing to
@@ -22,7 +26,7 @@ use crate::extent_map::Extent;
 use crate::page_state::Bit;
 use crate::state::{Arming, State, Tracker};
 use crate::stats::Counter;
-use crate::sys::{Kernel, Others};
+use crate::sys::{Kernel, Others, Register};
 use core::sync::atomic::{Ordering, fence};
 
 /// Longest run that is healed, pages.
@@ -104,16 +108,18 @@ impl<K: Kernel> Tracker<K> {
     fn heal_run(&self, st: &mut State, run: Span, site: u16) -> bool {
         let pages = (run.len() / PAGE) as u32;
         let Some(r) = st.arena.alloc(pages) else { return false };
-        if r.pages != pages || !st.map.has_room(8) || !self.protect(run, true) {
+        if r.pages != pages || !st.map.has_room(8) || !self.protect_present(run, self.core_ptr(r.core())) {
             st.arena.unpin_run(r);
             return false;
         }
         // SAFETY: known memory, resident (the lock is held since it was seen to be), so that the touch cannot need the
         // lock, and unchanging as the file's paragraph says; the core run is ours.
         unsafe { self.kernel.prog_to_core(self.core_ptr(r.core()), run.start, run.len()) };
-        let mut done = self.name(st, Extent { start: run.start, len: run.len(), core: r.core(), site });
+        let extent = Extent { start: run.start, len: run.len(), core: r.core(), site };
+        let mut done = self.trap(run) && self.name(st, extent);
         if !done {
             self.protect(run, false);
+            self.untrap(st, run);
             st.arena.unpin_run(r);
             return false;
         }
@@ -124,6 +130,8 @@ impl<K: Kernel> Tracker<K> {
         if self.kernel.guard_install(run).is_err() {
             self.put_back(st, run, r.core());
             done = false;
+        } else {
+            self.untrap(st, run);
         }
         st.arena.unpin_run(r);
         done
@@ -137,6 +145,7 @@ impl<K: Kernel> Tracker<K> {
             *missing = self.fill_by_kernel(st, page(at), self.core_ptr(core + (at - run.start))).is_err();
         }
         self.protect(run, false);
+        self.untrap(st, run);
         for (at, missing) in (run.start..run.end).step_by(PAGE as usize).zip(missing) {
             if missing {
                 // The kernel will neither discard nor fill: what is left is to take the marker off and store. A thread
@@ -150,8 +159,38 @@ impl<K: Kernel> Tracker<K> {
         self.set_resident(run);
     }
 
-    pub(crate) fn protect(&self, run: Span, on: bool) -> bool {
+    /// Makes stores to a resident run fault. `scratch` is core memory of ours. On false they do not.
+    fn protect_present(&self, run: Span, scratch: *mut u8) -> bool {
+        for page in (run.start..run.end).step_by(PAGE as usize) {
+            // SAFETY: as the copy in `heal_run`: a page that the program has discarded is an ordinary missing one.
+            unsafe { self.kernel.prog_to_core(scratch, page, 1) };
+        }
+        self.protect(run, true) || {
+            self.protect(run, false);
+            false
+        }
+    }
+
+    fn protect(&self, run: Span, on: bool) -> bool {
         self.count(None, Counter::PageTableCalls, 1);
         self.kernel.write_protect(run, on).is_ok()
+    }
+
+    /// Makes touches of a run's pages fault while they are not there. Not before the copy of their bytes: another thread
+    /// may discard them, and this one's own touch must not need the lock.
+    fn trap(&self, run: Span) -> bool {
+        self.count(None, Counter::PageTableCalls, 1);
+        self.kernel.register(run, Register::Both).is_ok()
+    }
+
+    /// Ends that. The only way back to the registration of before is through none; elided pages have their markers.
+    fn untrap(&self, st: &mut State, run: Span) {
+        self.count(None, Counter::PageTableCalls, 2);
+        // The run is a mapping of its own by now, so that this takes no memory.
+        let _ = self.kernel.unregister(run);
+        if self.kernel.register(run, Register::WriteProtect).is_err() {
+            // The next use of the pages tries again.
+            let _ = st.registered.erase(run.start, run.end, |_| ());
+        }
     }
 }

@@ -255,6 +255,7 @@ impl Kernel for Linux {
         let mode = match how {
             Register::WriteProtect => REGISTER_MODE_WP,
             Register::Missing => REGISTER_MODE_MISSING,
+            Register::Both => REGISTER_MODE_MISSING | REGISTER_MODE_WP,
         };
         let mut arg = [s.start, s.len(), mode, 0];
         self.ioctl(UFFDIO_REGISTER, arg.as_mut_ptr())

@@ -35,6 +35,9 @@ pub enum Register {
     WriteProtect,
     /// Missing faults raise SIGBUS (`sigbus` mode).
     Missing,
+    /// Both, for as long as pages are taken away that other threads may touch (`guard` mode). `WriteProtect` does not
+    /// end it: the kernel only adds.
+    Both,
 }
 
 /// What the other threads of this process may be doing with a range of memory.

@@ -130,7 +130,7 @@ impl Space {
             assert!(!p.guard);
             return if write && p.protected { Access::Armed } else { Access::Fine };
         }
-        if p.guard || p.registered == Some(Register::Missing) {
+        if p.guard || matches!(p.registered, Some(Register::Missing | Register::Both)) {
             return Access::Armed;
         }
         p.present = true;
@@ -188,6 +188,8 @@ impl Space {
             return Err(BUSY);
         }
         for p in &mut self.pages[range] {
+            // Modes are added, never taken away.
+            let how = if p.registered.is_some_and(|old| old != how) { Register::Both } else { how };
             (p.registered, p.owner) = (Some(how), self.descriptor);
         }
         Ok(())
@@ -209,7 +211,7 @@ impl Space {
         }
         for i in indices(s) {
             let p = &mut self.pages[i];
-            if p.registered != Some(Register::WriteProtect) {
+            if !matches!(p.registered, Some(Register::WriteProtect | Register::Both)) {
                 return Err(Errno::NOENT);
             }
             p.protected = on && p.present;
@@ -330,7 +332,10 @@ impl Kernel for FakeKernel {
 
     fn unregister(&self, s: Span) -> Result<(), Errno> {
         let w = self.world();
-        if let Some(e) = w.injected() {
+        // No mapping is split where a part of it was registered by itself.
+        if w.space.borrow().page(s.start).registered != Some(Register::Both)
+            && let Some(e) = w.injected()
+        {
             return Err(e);
         }
         w.space.borrow_mut().unregister(s)
