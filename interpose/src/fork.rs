@@ -55,11 +55,13 @@ unsafe extern "C" fn child() {
     PID.store(sys::getpid(), Ordering::Relaxed);
     signals::after_fork();
     let deferred = threads::current().is_some_and(|t| t.leave());
+    let value = |x: &AtomicU32| x.load(Ordering::Relaxed);
     let kept =
-        tls::get().map(|t| (t, t.believed_mask.load(Ordering::Relaxed), t.signals.depth.load(Ordering::Relaxed)));
+        tls::get().map(|t| (t, t.believed_mask.load(Ordering::Relaxed), value(&t.signals.depth), value(&t.midway)));
     threads::after_fork();
     // A child inherits the mask and the handlers in progress; signals that wait are the parent's.
-    if let Some((t, belief, depth)) = kept {
+    if let Some((t, belief, depth, midway)) = kept {
+        t.midway.store(midway, Ordering::Relaxed);
         t.believed_mask.store(belief, Ordering::Relaxed);
         t.signals.depth.store(depth, Ordering::Relaxed);
     }

@@ -246,18 +246,33 @@ fn fire(sig: c_int, action: &Action) {
 unsafe fn handle(sig: c_int, info: *mut libc::siginfo_t, context: *mut UContext, action: &Action, mask: Option<u64>) {
     // SAFETY: the kernel's frame; the program's handler.
     unsafe {
-        let Some(t) = tls::get() else { return stacks::call(action.handler, action.flags, mask, sig, info, context) };
+        let Some(t) = tls::get() else { return run(None, sig, info, context, action, mask) };
         let own = if action.flags & libc::SA_NODEFER != 0 { 0 } else { bit(sig) };
         let before = t.believed_mask.load(Ordering::Relaxed);
         (*context).mask |= before;
         t.believed_mask.store(before | ((action.mask[0] | own) & FAULT_BITS), Ordering::Relaxed);
         let stack = stacks::show(t, context);
-        stacks::call(action.handler, action.flags, mask, sig, info, context);
+        run(Some(t), sig, info, context, action, mask);
         (*context).stack = stack;
         t.believed_mask.store((*context).mask & FAULT_BITS, Ordering::Relaxed);
         (*context).mask &= !FAULT_BITS;
         masks::let_pending_in(t);
     }
+}
+
+/// What a handler interrupts may be a call that the kernel starts again afterwards, past our hook.
+unsafe fn run(
+    t: Option<&Thread>,
+    sig: c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut UContext,
+    action: &Action,
+    mask: Option<u64>,
+) {
+    TRACKER.midway_begins(t);
+    // SAFETY: the kernel's frame; the program's handler.
+    unsafe { stacks::call(action.handler, action.flags, mask, sig, info, context) };
+    TRACKER.midway_ends(t);
 }
 
 /// A core dump shows program pages only: brings everything in, unless no core is written.

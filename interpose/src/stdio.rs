@@ -80,9 +80,9 @@ unsafe extern "C" fn fwrite(p: *mut c_void, size: usize, n: usize, f: *mut c_voi
 fn in_stream<R>(f: impl FnOnce() -> R) -> R {
     let t = threads::current();
     TRACKER.child_trim(t);
-    TRACKER.stream_begins(t);
+    TRACKER.midway_begins(t);
     let r = f();
-    TRACKER.stream_ends(t);
+    TRACKER.midway_ends(t);
     r
 }
 

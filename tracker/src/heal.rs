@@ -15,8 +15,10 @@
 //! - A system call that reads the page would fail once it is armed. One whose hook has not looked yet will see the
 //!   page armed, because it is marked first. One that is under way, or whose hook has looked, is found by asking the
 //!   kernel what the other threads are doing ([`Kernel::others`]): all must be in a call that waits and has nothing to
-//!   do with the pages. Between a hook's look and the kernel's use of the memory there are two such waits: for the
-//!   tracker's own lock, which counts as using the pages, and for a stream's lock in libc ([`crate::thread::Thread::streams`]).
+//!   do with the pages. Between a hook's look and the kernel's use of the memory there are three such waits: for the
+//!   tracker's own lock, which counts as using the pages; for a stream's lock in libc; and in a handler of the
+//!   program's, after which the kernel may start the interrupted call again by itself
+//!   ([`crate::thread::Thread::midway`]). The last holds for the running thread as well: the handler may be who copies.
 //!
 //! The kernel's own use of the pages without a thread (asynchronous reads into them) would race with the program's
 //! copy of all their bytes, which is what brought us here; pages that it has pinned to read from do not change.
@@ -60,7 +62,7 @@ impl<K: Kernel> Tracker<K> {
         let lock = Span::between(self as *const Self as u64, self as *const Self as u64 + size_of::<Self>() as u64);
         // A thread that is seen to wait has stored what it did before: its mark is looked at afterwards.
         let others = self.kernel.others(all, lock);
-        let others = if self.in_streams(st) { Others::Unknown } else { others };
+        let others = if self.midway(st) { Others::Unknown } else { others };
         let mut healed = 0;
         for &r in runs {
             let done = others != Others::Unknown && self.heal_run(st, r, site);
@@ -74,9 +76,10 @@ impl<K: Kernel> Tracker<K> {
         healed > 0
     }
 
-    /// True if a thread is in a call of libc's that may wait for a stream's lock before it uses program memory.
-    fn in_streams(&self, st: &State) -> bool {
-        self.unrecorded_streams.load(Ordering::Relaxed) || st.records().any(|t| t.streams.load(Ordering::Relaxed) != 0)
+    /// True if a thread may use program memory that its hook has looked at, after a wait for something else.
+    fn midway(&self, st: &State) -> bool {
+        self.unrecorded_midway.load(Ordering::Relaxed) != 0
+            || st.records().any(|t| t.midway.load(Ordering::Relaxed) != 0)
     }
 
     /// Finds the resident runs of at most [`RUN_MAX`] pages next to armed ones.

@@ -134,8 +134,8 @@ pub struct Tracker<K: Kernel> {
     pub generation: AtomicU64,
     /// Fault history of threads without a record.
     pub(crate) unrecorded: FaultHistory,
-    /// A thread without a record has used a stream: no look at the records can tell whether it still does.
-    pub(crate) unrecorded_streams: AtomicBool,
+    /// [`Thread::midway`] of all threads without a record.
+    pub(crate) unrecorded_midway: AtomicU32,
     /// Set in a child after fork.
     pub forked: AtomicBool,
     /// Bytes in [`ChildPages`], for a look without the lock.
@@ -165,7 +165,7 @@ impl<K: Kernel> Tracker<K> {
             stats: AtomicPtr::new(core::ptr::null_mut()),
             generation: AtomicU64::new(1),
             unrecorded: FaultHistory::new(),
-            unrecorded_streams: AtomicBool::new(false),
+            unrecorded_midway: AtomicU32::new(0),
             forked: AtomicBool::new(false),
             child_bytes: AtomicU64::new(0),
             threshold: AtomicU64::new(u64::MAX),
@@ -216,21 +216,27 @@ impl<K: Kernel> Tracker<K> {
         self.locked(None, |st| st.records = records);
     }
 
-    /// A call of libc's begins that may wait for a stream's lock before it uses program memory, already looked at.
-    pub fn stream_begins(&self, t: Option<&Thread>) {
+    /// From here on the thread may wait for something else and then use program memory, already looked at: see
+    /// [`Thread::midway`].
+    pub fn midway_begins(&self, t: Option<&Thread>) {
         match t {
             // Only the thread itself, and handlers on it, which leave it as it was.
-            Some(t) => t.streams.store(t.streams.load(Ordering::Relaxed) + 1, Ordering::Relaxed),
-            None => self.unrecorded_streams.store(true, Ordering::SeqCst),
+            Some(t) => t.midway.store(t.midway.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed),
+            None => {
+                self.unrecorded_midway.fetch_add(1, Ordering::SeqCst);
+            }
         }
         core::sync::atomic::compiler_fence(Ordering::SeqCst);
     }
 
-    /// It is over.
-    pub fn stream_ends(&self, t: Option<&Thread>) {
+    /// It is over. `t` is what it began with, whether or not the thread has got a record since.
+    pub fn midway_ends(&self, t: Option<&Thread>) {
         core::sync::atomic::compiler_fence(Ordering::SeqCst);
-        if let Some(t) = t {
-            t.streams.store(t.streams.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Relaxed);
+        match t {
+            Some(t) => t.midway.store(t.midway.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Relaxed),
+            None => {
+                self.unrecorded_midway.fetch_sub(1, Ordering::SeqCst);
+            }
         }
     }
 

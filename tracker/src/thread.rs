@@ -259,8 +259,10 @@ pub struct Thread {
     pub signals: SignalBooks,
     /// Fault handler's memory.
     pub faults: FaultHistory,
-    /// Calls of libc's under way that may wait for a stream's lock before they use program memory.
-    pub streams: AtomicU32,
+    /// How often the thread may be midway between a look at program memory and its use by the kernel, and wait for
+    /// something else: in calls of libc's that take a stream's lock, and in handlers of the program's. A jump out of one
+    /// leaves it too high, which only keeps pages from being healed while the record is the thread's.
+    pub midway: AtomicU32,
     scratch: UnsafeCell<Scratch>,
 }
 
@@ -293,7 +295,7 @@ impl Thread {
         self.believed_mask.store(0, Ordering::Relaxed);
         self.signals.depth.store(0, Ordering::Relaxed);
         self.signals.pending.store(0, Ordering::Relaxed);
-        self.streams.store(0, Ordering::Relaxed);
+        self.midway.store(0, Ordering::Relaxed);
     }
 
     /// Stack pointer of the operation in progress, 0 when there is none.
