@@ -13,7 +13,9 @@ use crate::raw;
 use core::mem::MaybeUninit;
 
 /// More threads than this are not looked at.
-const TASKS_MAX: usize = 32;
+const TASKS_MAX: u64 = 32;
+/// Links of the directory besides one for each thread: itself and its parent.
+const NOT_THREADS: u64 = 2;
 /// What a pointer argument without a length may point at, bytes.
 const POINTEE: u64 = 4096;
 /// Where the kernel may write a signal frame, below and above the stack pointer.
@@ -75,8 +77,7 @@ pub fn single() -> bool {
         }
         (file.assume_init().st_nlink, system.assume_init().f_type)
     };
-    // The directory itself, its parent, and a link for each thread.
-    kind == PROC_SUPER_MAGIC && links == 3
+    kind == PROC_SUPER_MAGIC && links == NOT_THREADS + 1
 }
 
 /// What the other threads are doing, as far as it concerns `s` or a futex in `own`.
@@ -112,12 +113,27 @@ fn look(spans: [Span; 2]) -> Option<Others> {
             }
         }
     }
+    // A thread that ends while the list is read can hide the one after it.
+    if threads(&dir)? != seen + u64::from(myself) {
+        return None;
+    }
     // Without ourselves in it, it is the list of somebody else.
     match (myself, seen) {
         (false, _) => None,
         (true, 0) => Some(Others::None),
         _ => Some(Others::Elsewhere),
     }
+}
+
+/// How many threads there are.
+fn threads(dir: &Fd) -> Option<u64> {
+    let mut s = MaybeUninit::<libc::stat>::zeroed();
+    // SAFETY: a struct stat of ours; zeros are a valid one.
+    let links = unsafe {
+        raw::call(libc::SYS_fstat, [dir.0, s.as_mut_ptr() as u64, 0, 0, 0, 0]).ok()?;
+        s.assume_init().st_nlink
+    };
+    links.checked_sub(NOT_THREADS)
 }
 
 /// Number at the start of `text`, up to the first byte that is no digit.
@@ -160,6 +176,10 @@ fn harmless(line: &[u8], spans: [Span; 2]) -> Option<bool> {
         *slot = hexadecimal(words.next()?)?;
     }
     let [a0, a1, a2, a3, a4, a5, sp, _] = a;
+    // Sets of more descriptors are longer than what is looked at below.
+    if matches!(call, libc::SYS_select | libc::SYS_pselect6) && a0 > POINTEE * 8 {
+        return Some(false);
+    }
     let small = [a0, a1, a2, a3, a4, a5].map(|p| (p, POINTEE));
     // The calls in which threads wait for something else than their memory; the argument that points at more than a
     // page, and to how much. Not read, write and their kin: libc's streams go on to the caller's memory after those.
@@ -217,6 +237,12 @@ mod tests {
         assert_eq!(harmless(line("232", a).as_bytes(), [RUN, OWN]), Some(true));
         a[2] += 1;
         assert_eq!(harmless(line("232", a).as_bytes(), [RUN, OWN]), Some(false));
+        // Sets of descriptors that may reach into it.
+        let mut a = quiet;
+        (a[0], a[1]) = (POINTEE * 8, RUN.start - POINTEE);
+        assert_eq!(harmless(line("23", a).as_bytes(), [RUN, OWN]), Some(true));
+        a[0] += 1;
+        assert_eq!(harmless(line("23", a).as_bytes(), [RUN, OWN]), Some(false));
         // A thread that waits for our own lock.
         let mut a = quiet;
         a[0] = OWN.start;
