@@ -7,6 +7,7 @@
 //! | `// hazard N: text` | which hazard of the design it covers |
 //! | `// cflags: …` | appended to `cc -O1 -g -pthread` |
 //! | `// expect: elided` | under the library something must have been elided, so that it cannot pass by eliding nothing |
+//! | `// expect: healed` | in `guard` mode touched pages must have been healed, so that it cannot pass by healing nothing |
 //! | `// expect: anymode` | it does what makes the library stop eliding, so the mode at exit is not judged |
 //! | `// expect: nostats` | it does not end by `exit`, so there are no counters to judge |
 //! | `// skip: mode …` | modes in which it is not run, each with a reason in the file |
@@ -75,6 +76,8 @@ pub struct Program {
     pub cflags: Vec<String>,
     /// Something must have been elided under the library.
     pub expect_elided: bool,
+    /// Pages must have been healed in the modes that heal.
+    pub expect_healed: bool,
     /// The mode at exit is not judged.
     pub any_mode: bool,
     /// No counters are expected.
@@ -95,6 +98,7 @@ impl Program {
             source: source.to_owned(),
             cflags: Vec::new(),
             expect_elided: false,
+            expect_healed: false,
             any_mode: false,
             no_stats: false,
             skip: Vec::new(),
@@ -109,6 +113,7 @@ impl Program {
                 "skip" => p.skip.extend(words),
                 "expect" => {
                     p.expect_elided |= words.clone().any(|w| w == "elided");
+                    p.expect_healed |= words.clone().any(|w| w == "healed");
                     p.any_mode |= words.clone().any(|w| w == "anymode");
                     p.no_stats |= words.any(|w| w == "nostats");
                 }
@@ -358,6 +363,9 @@ fn stats_problems(program: &Program, mode: Mode, stats: Option<&Stats>) -> Vec<S
     }
     if program.expect_elided && elided == 0 && s.number("core_receives") == 0 {
         found.push("nothing was elided".to_owned());
+    }
+    if program.expect_healed && mode.fault() == Some("guard") && s.number("pages_healed") == 0 {
+        found.push("no page was healed".to_owned());
     }
     found
 }
