@@ -11,8 +11,8 @@
 //! - **I2** No extent overlaps a resident page, and none a vacant one.
 //! - **I3** Core bytes that an extent names are never written.
 //! - **I4** A core page is reused only when nothing names it and nothing pins it (I/O in flight, windows).
-//! - **I5** While the lock is held, no program memory is touched (other than pages just found resident in a
-//!   process with one thread, see `child.rs`), nothing is allocated from the program's allocator, and no call
+//! - **I5** While the lock is held, no program memory is touched (other than resident pages that nobody can
+//!   take away meanwhile, see `child.rs` and `heal.rs`), nothing is allocated from the program's allocator, and no call
 //!   is made that can wait for another thread. Page-table calls on our own ranges are allowed: they wait for
 //!   the kernel only.
 //!
