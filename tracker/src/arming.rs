@@ -466,7 +466,7 @@ impl<K: Kernel> Tracker<K> {
     }
 
     /// A range is about to be, or was, unmapped or mapped over: nothing of it is ours any more. Makes no
-    /// page-table call.
+    /// page-table call, unless the map is full.
     pub(crate) fn forget(&self, st: &mut State, pages: Span) {
         if self.unname_surely(st, pages).is_err() {
             // The map is full and the kernel has no memory for the pages beside. What is left in the map is never

@@ -10,7 +10,7 @@
 //! than the strings and records that such a call goes through at a time.
 //!
 //! Only in a process that has one thread: then no store can come between the comparison and the discard, and
-//! touching the resident pages under the lock cannot need the lock (the one exception to I5).
+//! touching the resident pages under the lock cannot need the lock (one of the exceptions to I5; the other is in `heal.rs`).
 
 use crate::addr::{PAGE, Span};
 use crate::extent_map::Extent;

@@ -53,7 +53,7 @@ impl<K: Kernel> Tracker<K> {
                 self.publish(st);
                 return Err(Counter::PassBackoff);
             }
-            let _ = self.heal(st, src, dst, site);
+            self.heal(st, src, dst, site);
             x.pieces.clear();
             x.split.clear();
             if !self.append_pieces(st, &mut x.pieces, src) || x.pieces.len() >= MAX_PIECES / 2 {

@@ -37,25 +37,24 @@ const RUN_MAX: u64 = 4;
 const RUNS_MAX: usize = 8;
 
 impl<K: Kernel> Tracker<K> {
-    /// Heals short resident runs next to armed pages of a copy's source, when the site's turn has come. True if
-    /// something changed.
-    pub(crate) fn heal(&self, st: &mut State, src: Span, dst: Span, site: u16) -> bool {
+    /// Heals short resident runs next to armed pages of a copy's source, when the site's turn has come.
+    pub(crate) fn heal(&self, st: &mut State, src: Span, dst: Span, site: u16) {
         if self.arming() != Arming::Guard || !src.intersect(dst).is_empty() {
-            return false;
+            return;
         }
         let mut runs = [Span::default(); RUNS_MAX];
         let n = self.short_runs(src.inner_pages(), &mut runs);
-        let (Some(first), Some(last)) = (runs.first(), runs.get(n.wrapping_sub(1))) else { return false };
+        let (Some(first), Some(last)) = (runs.first(), runs.get(n.wrapping_sub(1))) else { return };
         let after = self.heal_after.load(Ordering::Relaxed);
         if !Self::site(st, site).wants_healing(after) {
-            return false;
+            return;
         }
         let all = Span::between(first.start, last.end);
         let runs = runs.get(..n).unwrap_or(&[]);
         // First the marks, then the look: see the file's paragraph.
         if runs.iter().any(|&r| !self.may_heal(st, r)) {
             Self::site(st, site).healed(false, after);
-            return false;
+            return;
         }
         runs.iter().for_each(|&r| self.pages.set(Bit::Armed, r, true));
         fence(Ordering::SeqCst);
@@ -63,17 +62,16 @@ impl<K: Kernel> Tracker<K> {
         // A thread that is seen to wait has stored what it did before: its mark is looked at afterwards.
         let others = self.kernel.others(all, lock);
         let others = if self.midway(st) { Others::Unknown } else { others };
-        let mut healed = 0;
+        let mut healed = false;
         for &r in runs {
             let done = others != Others::Unknown && self.heal_run(st, r, site);
             if !done {
                 self.generation.fetch_add(1, Ordering::Release);
                 self.pages.set(Bit::Armed, r, false);
             }
-            healed += u64::from(done);
+            healed |= done;
         }
-        Self::site(st, site).healed(healed > 0, after);
-        healed > 0
+        Self::site(st, site).healed(healed, after);
     }
 
     /// True if a thread may use program memory that its hook has looked at, after a wait for something else.
@@ -119,8 +117,7 @@ impl<K: Kernel> Tracker<K> {
         // lock, and unchanging as the file's paragraph says; the core run is ours.
         unsafe { self.kernel.prog_to_core(self.core_ptr(r.core()), run.start, run.len()) };
         let extent = Extent { start: run.start, len: run.len(), core: r.core(), site };
-        let mut done = self.trap(run) && self.name(st, extent);
-        if !done {
+        if !(self.trap(run) && self.name(st, extent)) {
             self.protect(run, false);
             self.untrap(st, run);
             st.arena.unpin_run(r);
@@ -128,13 +125,13 @@ impl<K: Kernel> Tracker<K> {
         }
         self.count(None, Counter::CopiedFringe, run.len());
         self.count(None, Counter::PageTableCalls, 1);
-        self.count(None, Counter::PagesHealed, u64::from(pages));
         self.pages.set(Bit::Hot, run, false);
-        if self.kernel.guard_install(run).is_err() {
-            self.put_back(st, run, r.core());
-            done = false;
-        } else {
+        let done = self.kernel.guard_install(run).is_ok();
+        if done {
+            self.count(None, Counter::PagesHealed, u64::from(pages));
             self.untrap(st, run);
+        } else {
+            self.put_back(st, run, r.core());
         }
         st.arena.unpin_run(r);
         done

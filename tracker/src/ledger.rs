@@ -10,8 +10,8 @@
 //! carries. Where all of them together cost more than the copies that they avoid, as with messages that are copied once
 //! or twice and have less than some 100 KiB, that is another reason.
 //!
-//! Buffers that keep their places have no such edges, whatever else is going on: a server in its steady state is never
-//! paused. Pausing and starting again both touch every page of the program's large buffers once, so they must be rare:
+//! Large messages in buffers that keep their places have no such edges, and few operations a byte: a server of those is
+//! never paused. Pausing and starting again both touch every page of the program's large buffers once, so they must be rare:
 //! the pause grows each time, and only a good time many times as long makes it shorter.
 
 use crate::addr::PAGE;
@@ -73,8 +73,11 @@ impl Ledger {
 
     /// A receive into cores, a copy of named bytes, or a send of some.
     pub fn operation(&mut self) {
+        if self.paused() {
+            return;
+        }
         self.operations += 1;
-        if self.operations < OPERATIONS || self.paused() {
+        if self.operations < OPERATIONS {
             return;
         }
         let loses = u64::from(self.operations) * BYTES_PER_OPERATION > self.avoided;

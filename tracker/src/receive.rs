@@ -57,7 +57,10 @@ impl<K: Kernel> Tracker<K> {
             let predicted = s.predicted(dst.len());
             let plan = s.ask(predicted, threshold);
             if st.ledger.paused() {
-                st.ledger.pass();
+                // Only what would have been elided counts: a server's small requests are asked for with large reads.
+                if plan == Plan::Elide {
+                    st.ledger.pass();
+                }
                 return Err(Passed(Counter::PassBackoff));
             }
             if plan != Plan::Elide && !armed {
