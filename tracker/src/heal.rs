@@ -58,7 +58,8 @@ impl<K: Kernel> Tracker<K> {
         }
         runs.iter().for_each(|&r| self.pages.set(Bit::Armed, r, true));
         fence(Ordering::SeqCst);
-        let lock = Span::between(self as *const Self as u64, self as *const Self as u64 + size_of::<Self>() as u64);
+        // Only the lock: the tracker is a megabyte, and an unused argument may happen to point into it.
+        let lock = self.lock_span();
         // A thread that is seen to wait has stored what it did before: its mark is looked at afterwards.
         let others = self.kernel.others(all, lock);
         let others = if self.midway(st) { Others::Unknown } else { others };

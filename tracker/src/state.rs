@@ -323,6 +323,12 @@ impl<K: Kernel> Tracker<K> {
         });
     }
 
+    /// Where the lock is: who waits for it waits at a futex in here.
+    pub(crate) fn lock_span(&self) -> Span {
+        let at = &raw const self.lock as u64;
+        Span::between(at, at + size_of::<Lock>() as u64)
+    }
+
     /// Pointer to core bytes.
     #[inline]
     pub fn core_ptr(&self, core: u64) -> *mut u8 {
