@@ -135,6 +135,9 @@ pub struct Site {
     /// Copies with short resident runs in their source until those are healed.
     heal_left: u32,
     heal_every: u32,
+    /// Pages that were healed last time, and faults since.
+    heal_pages: u32,
+    heal_faults: u32,
     /// Edges of earlier uses of the memory.
     pub edges: Retry,
     /// Allocating sites: allocations whose last page is taken to be written at once.
@@ -175,6 +178,7 @@ impl Site {
     pub fn fault(&mut self) {
         self.faults = self.faults.saturating_add(1);
         self.rearm_faults = self.rearm_faults.saturating_add(1);
+        self.heal_faults = self.heal_faults.saturating_add(1);
         self.calm = 0;
     }
 
@@ -231,10 +235,13 @@ impl Site {
         self.heal_left == 0
     }
 
-    /// It was tried: next time soon again, or, if other threads were in the way, later and later.
-    pub fn healed(&mut self, done: bool, first: u32) {
-        self.heal_every = if done { first } else { (self.heal_every * 2).min(REARM_MAX) };
+    /// It was tried, and so many pages were healed. Next time soon again; or later and later, if other threads were
+    /// in the way, or what was healed before has been touched again.
+    pub fn healed(&mut self, pages: u32, first: u32) {
+        let vain = pages == 0 || self.heal_faults.saturating_mul(2) > self.heal_pages;
+        self.heal_every = if vain { (self.heal_every * 2).min(REARM_MAX) } else { first };
         self.heal_left = self.heal_every;
+        (self.heal_pages, self.heal_faults) = (pages, 0);
     }
 
     /// Expected result of a receive that asks for `asked` bytes.
@@ -274,6 +281,22 @@ mod tests {
                 due
             })
             .count() as u32
+    }
+
+    #[test]
+    fn healing_backs_off_where_pages_are_touched_again() {
+        let wait = |s: &mut Site| 1 + (0..).take_while(|_| !s.wants_healing(HEAL_MIN)).count() as u32;
+        let mut s = Site::default();
+        assert_eq!(wait(&mut s), HEAL_MIN);
+        s.healed(64, HEAL_MIN);
+        assert_eq!(wait(&mut s), HEAL_MIN);
+        (0..40).for_each(|_| s.fault());
+        s.healed(64, HEAL_MIN);
+        assert_eq!(wait(&mut s), 2 * HEAL_MIN);
+        s.healed(0, HEAL_MIN);
+        assert_eq!(wait(&mut s), 4 * HEAL_MIN);
+        s.healed(3, HEAL_MIN);
+        assert_eq!(wait(&mut s), HEAL_MIN);
     }
 
     #[test]
