@@ -75,7 +75,7 @@ fn keep_path(path: &[u8]) {
     let Ok(p) = map_anonymous(PAGE) else { return };
     let n = path.len().min(PAGE as usize);
     // SAFETY: a fresh page of ours; `n` bytes fit.
-    unsafe { raw::copy_forward(p as *mut u8, path.as_ptr(), n as u64) };
+    unsafe { raw::copy(p as *mut u8, path.as_ptr(), n as u64) };
     STATS_PATH_LEN.store(n as u64, Ordering::Relaxed);
     STATS_PATH.store(p as *mut u8, Ordering::Release);
 }

@@ -4,11 +4,13 @@
 //! access to the core pages themselves. The one unsafe function here, [`Arena::new`], passes its caller's
 //! promise about that table on to `table.rs`, which keeps it.
 
+mod bytes;
 mod check;
 mod runs;
 mod table;
 
-use table::{Kind, LARGE, LISTS, NAMED, ONE_PIN, STUCK, STUCK_USAGE, Span, Table, Tag, covered, is_free, pins};
+pub use bytes::ByteWindow;
+use table::{Kind, LARGE, LISTS, STUCK, Span, Table, Usage, WHOLE, covered};
 pub use table::{MAX_PAGES, PAGE, PageMeta, Run};
 
 /// Page accounting of the core arena. Names are counted in bytes per page, so splitting and merging extents
@@ -37,7 +39,7 @@ pub use table::{MAX_PAGES, PAGE, PageMeta, Run};
 /// - **I4**, a core page is reused only when its refcount is zero and no IO in flight uses it: a page enters a
 ///   free list only in the call that brings *both* counts to zero, and leaves it pinned.
 /// - Free runs of one kind never touch: a run's neighbours are in use, virgin, or free of the other kind. So a
-///   free page beside a page in use is a border page, and its tag is valid; inside a run nothing is kept.
+///   free page beside a page in use is a border page, and its tag is valid; elsewhere tags are outdated.
 /// - Misuse (more taken back than given, pages that are free) asserts in debug builds. In release builds it is
 ///   counted, and the page concerned stays as it is or becomes STUCK: leaked, never freed.
 ///
@@ -76,7 +78,7 @@ impl Arena {
     pub unsafe fn new(meta: *mut PageMeta, pages: u32, cap_bytes: u64) -> Self {
         // SAFETY: the caller's promise; fewer pages than promised may be used.
         let mut table = unsafe { Table::new(meta, pages.min(MAX_PAGES)) };
-        table.set(0, STUCK_USAGE);
+        table.set(0, Usage::stuck(0));
         Arena {
             fresh: table.pages().min(1),
             table,
@@ -132,25 +134,23 @@ impl Arena {
         let Some(span) = self.span(core, len) else {
             return false;
         };
-        // Faults are collected in bits and looked at once, so that the loop has no branch for them.
-        let (mut signs, mut carries, mut gained) = (0u64, 0u64, 0u64);
-        span.each(self.table.entries(span), |usage, bytes| {
-            let old = *usage;
-            let new = old.wrapping_add(bytes);
-            signs |= old | old.wrapping_sub(1);
-            carries |= new ^ old;
-            gained += bytes.min(PAGE - covered(old));
-            *usage = new;
+        // Faults are collected and looked at once, so that the loop has no branch for them.
+        let (mut free, mut new_names, mut gained) = (0u32, 0u32, 0u32);
+        span.each(self.table.counts(span), |named, pins, bytes| {
+            let old = *named;
+            free |= u32::from(old | *pins == 0);
+            gained += bytes.min(WHOLE - covered(old));
+            *named = old.wrapping_add(bytes);
+            new_names |= *named;
         });
-        let (free, overflow) = (signs >> 63 != 0, carries >> 32 != 0);
-        if !free && !overflow {
-            self.named_bytes += gained;
+        let overflow = new_names >> 31 != 0;
+        if free == 0 && !overflow {
+            self.named_bytes += u64::from(gained);
             return true;
         }
         // Wrapping addition is undone exactly, whatever the entries held.
-        let undo = |usage: &mut u64, bytes| *usage = usage.wrapping_sub(bytes);
-        span.each(self.table.entries(span), undo);
-        if free {
+        span.each(self.table.counts(span), |named, _, bytes| *named = named.wrapping_sub(bytes));
+        if free != 0 {
             self.misused("a free page was named");
         }
         false
@@ -162,25 +162,23 @@ impl Arena {
         let Some(span) = self.span(core, len) else {
             return;
         };
-        let (mut borrows, mut unused, mut lost) = (0u64, 0u32, 0u64);
-        span.each(self.table.entries(span), |usage, bytes| {
-            let old = *usage;
-            let new = old.wrapping_sub(bytes);
-            borrows |= (old & NAMED).wrapping_sub(bytes);
-            unused += u32::from(new == 0);
-            lost += bytes.min(PAGE - covered(new));
-            *usage = new;
+        let (mut borrows, mut unused, mut lost) = (0u32, 0u32, 0u32);
+        span.each(self.table.counts(span), |named, pins, bytes| {
+            let new = named.wrapping_sub(bytes);
+            borrows |= new;
+            unused += u32::from(new | *pins == 0);
+            lost += bytes.min(WHOLE - covered(new));
+            *named = new;
         });
-        if borrows >> 63 != 0 {
-            let undo = |usage: &mut u64, bytes| *usage = usage.wrapping_add(bytes);
-            span.each(self.table.entries(span), undo);
-            let take = |old: u64, bytes| {
-                if old & NAMED >= bytes { Ok(old - bytes) } else { Err(0) }
-            };
-            unused = self.take_back_singly(span, take);
-            lost = 0;
+        // Counts are below 2^31, and so is what is subtracted.
+        if borrows >> 31 != 0 {
+            span.each(self.table.counts(span), |named, _, bytes| *named = named.wrapping_add(bytes));
+            return self.take_back_singly(span, Kind::Dirty, |old, bytes| match old.named.checked_sub(bytes) {
+                Some(named) => Ok(Usage { named, ..old }),
+                None => Err(0),
+            });
         }
-        self.named_bytes = self.named_bytes.saturating_sub(lost);
+        self.named_bytes = self.named_bytes.saturating_sub(u64::from(lost));
         self.free_unused(span, unused, Kind::Dirty);
     }
 
@@ -192,19 +190,18 @@ impl Arena {
         let Some(span) = self.span(core, len) else {
             return false;
         };
-        let (mut free, mut overflow) = (false, false);
-        span.each(self.table.entries(span), |usage, _| {
-            free |= is_free(*usage);
-            overflow |= pins(*usage) == STUCK - 1;
+        let (mut free, mut overflow) = (0u32, 0u32);
+        span.each(self.table.counts(span), |named, pins, _| {
+            free |= u32::from(*named | *pins == 0);
+            overflow |= u32::from(*pins == STUCK - 1);
         });
-        if free {
+        if free != 0 {
             self.misused("a free page was pinned");
         }
-        if free || overflow {
+        if free | overflow != 0 {
             return false;
         }
-        let add = |usage: &mut u64, _| *usage += u64::from(pins(*usage) != STUCK) * ONE_PIN;
-        span.each(self.table.entries(span), add);
+        span.each(self.table.counts(span), |_, pins, _| *pins += u32::from(*pins != STUCK));
         true
     }
 
@@ -261,13 +258,12 @@ impl Arena {
 
     /// Bytes that are named on a page, summed over the extents. 0 for page 0.
     pub fn page_named(&self, page: u32) -> u32 {
-        self.table.usage(page) as u32
+        self.table.usage(page).named
     }
 
     /// Pins of a page; page 0 and leaked pages have 2^31 - 1.
     pub fn page_pins(&self, page: u32) -> u32 {
-        let usage = self.table.usage(page);
-        if is_free(usage) { 0 } else { pins(usage) }
+        self.table.usage(page).pins
     }
 
     /// Cuts a byte range at page borders, without page 0. `None` if it reaches pages that were never handed out.
@@ -283,8 +279,8 @@ impl Arena {
             Some(end) if end <= limit => Some(Span {
                 first: (core / PAGE) as u32,
                 end: end.div_ceil(PAGE) as u32,
-                head: len.min(PAGE - core % PAGE),
-                tail: (end - 1) % PAGE + 1,
+                head: len.min(PAGE - core % PAGE) as u32,
+                tail: ((end - 1) % PAGE + 1) as u32,
             }),
             _ => {
                 self.misused("pages that were never handed out");
@@ -295,55 +291,49 @@ impl Arena {
 
     /// Takes back one pin of each page; pages that become free get `kind`.
     fn release(&mut self, span: Span, kind: Kind) {
-        let mut fault = false;
-        // Holds for no pins at all, and for a free page's tag; a stuck page has a pin to show for ever.
-        span.each(self.table.entries(span), |usage, _| fault |= pins(*usage).wrapping_sub(1) >= STUCK);
-        let mut unused = 0;
-        if !fault {
-            span.each(self.table.entries(span), |usage, _| {
-                *usage -= u64::from(pins(*usage) != STUCK) * ONE_PIN;
-                unused += u32::from(*usage == 0);
-            });
-        } else {
-            unused = self.take_back_singly(span, |old, _| match pins(old) {
-                1..STUCK => Ok(old - ONE_PIN),
+        let mut fault = 0u32;
+        span.each(self.table.counts(span), |_, pins, _| fault |= u32::from(*pins == 0));
+        if fault != 0 {
+            return self.take_back_singly(span, kind, |old, _| match old.pins {
+                0 => Err(old.named),
                 STUCK => Ok(old),
-                _ => Err(old & NAMED),
+                pins => Ok(Usage { pins: pins - 1, ..old }),
             });
         }
+        let mut unused = 0;
+        span.each(self.table.counts(span), |named, pins, _| {
+            *pins -= u32::from(*pins != STUCK);
+            unused += u32::from(*named | *pins == 0);
+        });
         self.free_unused(span, unused, kind);
     }
 
-    /// `take(usage, bytes)` on each page, for a span in which it fails somewhere: there, the page is left as
-    /// [`Arena::leak`] says, with that many bytes named. Returns how many pages became unused.
+    /// `take(usage, bytes)` on each page, for a span in which it fails somewhere: there, the page is in use for ever,
+    /// with that many bytes named. A page that is already free stays free: nobody can tell whether it was freed too
+    /// early. Those that become free get `kind`.
     #[cold]
     #[inline(never)]
-    fn take_back_singly(&mut self, span: Span, take: impl Fn(u64, u64) -> Result<u64, u64>) -> u32 {
-        let mut unused = 0;
+    fn take_back_singly(&mut self, span: Span, kind: Kind, take: impl Fn(Usage, u32) -> Result<Usage, u32>) {
         for page in span.first..span.end {
             let bytes = match page {
                 p if p == span.first => span.head,
                 p if p + 1 == span.end => span.tail,
-                _ => PAGE,
+                _ => WHOLE,
             };
             let old = self.table.usage(page);
-            let new = take(old, bytes).unwrap_or_else(|named| self.leak(old, named));
+            let new = take(old, bytes).unwrap_or_else(|named| {
+                self.misused("a count below zero");
+                Usage::stuck(named)
+            });
+            if old.is_free() {
+                continue;
+            }
             self.table.set(page, new);
-            self.named_bytes = (self.named_bytes + covered(new)).saturating_sub(covered(old));
-            unused += u32::from(new == 0);
-        }
-        unused
-    }
-
-    /// What a page's entry becomes (never 0) when a count would fall below zero: in use for ever, with `named`
-    /// bytes. A page that is already free stays free: nobody can tell whether it was freed too early.
-    fn leak(&mut self, usage: u64, named: u64) -> u64 {
-        self.misused("a count below zero");
-        match usage {
-            // Inside a free run; a zero would look as if this call had freed it.
-            0 => Tag::FREE,
-            border if is_free(border) => border,
-            _ => STUCK_USAGE | named,
+            let named = self.named_bytes + u64::from(covered(new.named));
+            self.named_bytes = named.saturating_sub(u64::from(covered(old.named)));
+            if new.is_free() {
+                self.insert_run(page, page + 1, kind);
+            }
         }
     }
 
@@ -354,7 +344,7 @@ impl Arena {
         debug_assert!(false, "arena: {what}");
     }
 
-    /// Frees the `unused` pages of a span whose entries are 0.
+    /// Frees the `unused` pages of a span whose counts are 0.
     #[inline]
     fn free_unused(&mut self, span: Span, unused: u32, kind: Kind) {
         if unused == 0 {
@@ -365,7 +355,7 @@ impl Arena {
         }
         let mut start = span.first;
         for page in span.first..span.end {
-            if self.table.usage(page) != 0 {
+            if !self.table.usage(page).is_free() {
                 if start < page {
                     self.insert_run(start, page, kind);
                 }

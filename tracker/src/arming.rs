@@ -403,7 +403,7 @@ impl<K: Kernel> Tracker<K> {
         st.map.for_each_in(page, page + PAGE, |x| {
             let at = bounce.wrapping_add((x.start - page) as usize);
             // SAFETY: the extent lies in the page, `bounce` is BOUNCE (one page) long; cores are ours.
-            unsafe { crate::raw::copy_forward(at, self.core_ptr(x.core), x.len) };
+            unsafe { crate::raw::copy(at, self.core_ptr(x.core), x.len) };
         });
         const { assert!(BOUNCE == PAGE) };
         bounce

@@ -20,6 +20,9 @@ const PURGE_PAGES: u32 = 1024;
 /// Unnamed bytes that a thread may hold (its window, and freed pages).
 const SLACK_PER_THREAD: u64 = 1 << 20;
 
+/// Pages of a compaction window: small extents go into few runs.
+const WINDOW: u64 = 32;
+
 impl<K: Kernel> Tracker<K> {
     /// Gives freed core pages beyond the bound back to the kernel. Called at the end of operations that free.
     pub(crate) fn maintain(&self, t: &Thread) {
@@ -92,22 +95,14 @@ impl<K: Kernel> Tracker<K> {
     fn move_out(&self, t: &Thread, st: &mut State, x: &mut Scratch, e: Extent) -> u64 {
         let mut at = 0;
         while at < e.len {
-            if x.bytes.0 == x.bytes.1 {
-                let Some(r) = st.arena.alloc(32) else { break };
-                x.bytes = (r.core(), r.core() + r.bytes());
-            }
-            let core = x.bytes.0;
-            let n = (e.len - at).min(x.bytes.1 - core);
+            let Some((core, n)) = x.bytes.take(&mut st.arena, e.len - at, WINDOW, false) else { break };
             // SAFETY: both are core ranges of ours: the source is named, the target reserved by the window.
-            unsafe { crate::raw::copy_forward(self.core_ptr(core), self.core_ptr(e.core + at), n) };
+            unsafe { crate::raw::copy(self.core_ptr(core), self.core_ptr(e.core + at), n) };
             let fresh = Extent { start: e.start + at, len: n, core, site: e.site };
-            if !self.name(st, fresh) {
+            let named = self.name(st, fresh);
+            st.arena.unpin(core, n);
+            if !named {
                 break;
-            }
-            x.bytes.0 += n;
-            let (a, b) = (core & !(PAGE - 1), x.bytes.0 & !(PAGE - 1));
-            if b > a {
-                st.arena.unpin(a, b - a);
             }
             at += n;
         }

@@ -291,7 +291,9 @@ impl<K: Kernel> Tracker<K> {
                     x.split.push(Piece { at: source, len: stop - at, place: Place::Resident })
                 } else {
                     x.captured += stop - at;
-                    self.reserve_bytes(st, x, source, stop - at)
+                    let next = x.pieces.as_slice().get(i + 1);
+                    let head = stop == end && next.is_some_and(|n| n.place == Place::Core);
+                    self.reserve_bytes(st, x, source, stop - at, head)
                 };
                 if !fits {
                     return self.undo_capture(st, x);
@@ -312,31 +314,18 @@ impl<K: Kernel> Tracker<K> {
         false
     }
 
-    /// Reserves pinned core bytes for resident source bytes, from the thread's byte window.
-    fn reserve_bytes(&self, st: &mut State, x: &mut Scratch, source: u64, len: u64) -> bool {
+    /// Reserves pinned core bytes for resident source bytes, from the thread's byte window: for a `head`, which is
+    /// followed by named bytes, from its end. A message that moves up in its page with each copy of a chain, as
+    /// buffers of malloc do, captures a few more bytes before the last ones each time: so these become one extent.
+    fn reserve_bytes(&self, st: &mut State, x: &mut Scratch, source: u64, len: u64, head: bool) -> bool {
         let (mut from, mut left) = (source, len);
         while left > 0 {
-            if x.bytes.0 == x.bytes.1 {
-                let want = left.div_ceil(PAGE).clamp(1, 256) as u32;
-                let Some(r) = st.arena.alloc(want) else { return false };
-                x.bytes = (r.core(), r.core() + r.bytes());
-            }
-            let n = left.min(x.bytes.1 - x.bytes.0);
-            let core = x.bytes.0;
-            if !st.arena.pin(core, n) {
-                return false;
-            }
+            let Some((core, n)) = x.bytes.take(&mut st.arena, left, 1, head) else { return false };
             if !(x.late.push(Late { dst: from, core, len: n })
                 && x.split.push(Piece { at: core, len: n, place: Place::Core }))
             {
                 st.arena.unpin(core, n);
                 return false;
-            }
-            x.bytes.0 += n;
-            // The window holds each of its pages once; pages that are used up are let go.
-            let (a, b) = (page_down(core), page_down(x.bytes.0));
-            if b > a {
-                st.arena.unpin(a, b - a);
             }
             from += n;
             left -= n;

@@ -7,7 +7,8 @@
 //! The destination is cut into segments: resident pages (the first and last, and those that the program keeps
 //! touching) are handed to the kernel as they are, so nothing is copied around the edges; everything else gets
 //! core pages from the thread's window. Window pages that got no bytes serve the next receive, so a short read
-//! wastes nothing.
+//! wastes nothing. A message that arrives in pieces stays one run: the next piece goes on in the middle of the core
+//! page in which the last one ended.
 
 use crate::addr::{PAGE, Span, page_down, page_up};
 use crate::arena::Run;
@@ -17,7 +18,7 @@ use crate::policy::{Again, Plan};
 use crate::state::{Arming, State, Tracker};
 use crate::stats::Counter;
 use crate::sys::Kernel;
-use crate::thread::{Claim, Fate, IoVec, Late, List, MAX_SEGMENTS, Part, Scratch, Segment, Thread};
+use crate::thread::{Claim, Fate, IoVec, Late, List, MAX_SEGMENTS, Part, Scratch, Segment, Tail, Thread};
 
 /// A receive larger than this is not cut up: the destination is materialised and the call passed on.
 pub const RECEIVE_MAX: u64 = 64 << 20;
@@ -153,6 +154,10 @@ impl<K: Kernel> Tracker<K> {
     fn back_with_cores(&self, st: &mut State, x: &mut Scratch) -> Result<(), Passed> {
         x.iov.clear();
         x.parts.clear();
+        let first = x.segments.as_slice().iter().find(|g| g.fate != Fate::Direct);
+        if first.map(|g| g.start) != x.tail.map(|t| t.program) {
+            self.drop_tail(st, x);
+        }
         self.one_run(st, x);
         for i in 0..x.segments.len() {
             let Some(&g) = x.segments.as_slice().get(i) else { break };
@@ -178,17 +183,33 @@ impl<K: Kernel> Tracker<K> {
     fn one_run(&self, st: &mut State, x: &mut Scratch) {
         let core = x.segments.as_slice().iter().filter(|g| g.fate != Fate::Direct);
         let pages = core.map(|g| (page_up(g.end) - page_down(g.start)) / PAGE).sum::<u64>() as u32;
-        while let Some(&top) = x.window.as_slice().last() {
+        if x.window.as_slice().last().is_some_and(|top| top.pages >= pages) {
+            return;
+        }
+        self.drop_tail(st, x);
+        while let Some(top) = x.window.pop() {
             if top.pages >= pages {
+                let _ = x.window.push(top);
                 return;
             }
             // Merged with its free neighbours it may do.
-            x.window.pop();
             st.arena.unpin_run(top);
         }
         if let Some(run) = st.arena.alloc(pages.max(MIN_RUN)) {
             // The window is empty.
             let _ = x.window.push(run);
+        }
+    }
+
+    /// Takes the page that has names already out of the window.
+    fn drop_tail(&self, st: &mut State, x: &mut Scratch) {
+        if x.tail.take().is_some()
+            && let Some(top) = x.window.pop()
+        {
+            let (page, rest) = split_run(top, 1);
+            st.arena.unpin_run(page);
+            // There is room: it has just left.
+            let _ = rest.is_some_and(|r| x.window.push(r));
         }
     }
 
@@ -200,6 +221,7 @@ impl<K: Kernel> Tracker<K> {
             let fresh = || st.arena.alloc(want.max(MIN_RUN));
             let run = x.window.pop().or_else(fresh).ok_or(Passed(Counter::PassCoreCap))?;
             let (used, rest) = split_run(run, want);
+            let goes_on = x.tail.take().is_some();
             if let Some(r) = rest
                 && !x.window.push(r)
             {
@@ -207,7 +229,8 @@ impl<K: Kernel> Tracker<K> {
             }
             let skip = at & (PAGE - 1);
             let n = (used.bytes() - skip).min(g.end - at);
-            let part = Part { span: Span::between(at, at + n), run: used, to_arm: g.fate == Fate::ToArm, used: 0 };
+            let to_arm = g.fate == Fate::ToArm;
+            let part = Part { span: Span::between(at, at + n), run: used, to_arm, goes_on, named_to: 0 };
             if !x.parts.push(part) {
                 st.arena.unpin_run(used);
                 return Err(Passed(Counter::PassPieces));
@@ -221,14 +244,28 @@ impl<K: Kernel> Tracker<K> {
     }
 
     /// Ends the parts' hold on their runs: pages with names are held by those from now on, the rest returns to
-    /// the window, first part on top.
+    /// the window, first part on top. A page that is only named in part returns as well, as the window's tail.
     fn return_runs(&self, st: &mut State, x: &mut Scratch) {
         while let Some(p) = x.parts.pop() {
-            if p.used > 0 {
-                st.arena.unpin_run(Run { page: p.run.page, pages: p.used });
+            let inside = p.named_to % PAGE != 0;
+            let tail = if inside {
+                Some(Tail { program: p.span.start - p.span.start % PAGE + p.named_to })
+            } else {
+                (p.goes_on && p.named_to == 0).then_some(Tail { program: p.span.start })
+            };
+            let done = ((p.named_to / PAGE) as u32).min(p.run.pages);
+            if done > 0 {
+                st.arena.unpin_run(Run { page: p.run.page, pages: done });
             }
-            let rest = Run { page: p.run.page + p.used, pages: p.run.pages - p.used };
-            if rest.pages > 0 && !x.window.push(rest) {
+            let rest = Run { page: p.run.page + done, pages: p.run.pages - done };
+            if rest.pages == 0 {
+                continue;
+            }
+            // Only the top can have one.
+            self.drop_tail(st, x);
+            if x.window.push(rest) {
+                x.tail = tail;
+            } else {
                 st.arena.unpin_run(rest);
             }
         }
@@ -312,7 +349,7 @@ impl<K: Kernel> Tracker<K> {
         }
         self.free_edge(st, got.end, site);
         let skip = p.span.start & (PAGE - 1);
-        let (mut at, mut named, mut used) = (got.start, 0, 0);
+        let (mut at, mut named, mut named_to) = (got.start, 0, 0);
         while at < got.end {
             let armed = self.pages.get(Bit::Armed, at);
             let last = page_up(got.end) >> 12;
@@ -322,7 +359,7 @@ impl<K: Kernel> Tracker<K> {
             let core = p.run.core() + offset;
             if armed && self.name_armed(st, part, core, site) {
                 named += part.len();
-                used = (offset + part.len()).div_ceil(PAGE) as u32;
+                named_to = offset + part.len();
             } else {
                 if armed {
                     // No room for names: the pages become resident, the bytes follow.
@@ -333,7 +370,7 @@ impl<K: Kernel> Tracker<K> {
             at = stop;
         }
         if let Some(slot) = x.parts.as_mut_slice().get_mut(i) {
-            slot.used = used.min(p.run.pages);
+            slot.named_to = named_to;
         }
         named
     }

@@ -7,7 +7,7 @@
 //! operation gets none, and passes through.
 
 use crate::addr::Span;
-use crate::arena::Run;
+use crate::arena::{ByteWindow, Run};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -141,8 +141,11 @@ impl<T: Copy, const N: usize> List<T, N> {
 pub struct Scratch {
     /// Core runs, pinned, of which nothing is named: where the next receive lands. Last one first.
     pub window: List<Run, MAX_RUNS>,
-    /// Byte-granular window for resident bytes that must become core bytes: arena offsets `[start, end)`.
-    pub bytes: (u64, u64),
+    /// The exception: the last receive ended inside the first page of the window's last run. A receive that goes on
+    /// where that one ended, in program memory, goes on there, too; before any other, the page leaves the window.
+    pub tail: Option<Tail>,
+    /// For resident bytes that must become core bytes.
+    pub bytes: ByteWindow,
     /// Resident source bytes that were captured into cores, in this copy.
     pub captured: u64,
     /// Source pieces.
@@ -170,8 +173,17 @@ pub struct Part {
     pub run: Run,
     /// Pages that are not armed yet are to be.
     pub to_arm: bool,
-    /// Leading pages of `run` that got a name.
-    pub used: u32,
+    /// Bytes of the first page may be named already, up to the first byte of the part ([`Scratch::tail`]).
+    pub goes_on: bool,
+    /// Where the names end, bytes from the start of `run`; 0 before any is given.
+    pub named_to: u64,
+}
+
+/// Where a receive ended inside a core page. Nothing after it is named on that page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tail {
+    /// Program address after the last byte: at the same offset in its page as the core byte after it.
+    pub program: u64,
 }
 
 /// Core bytes that go to a resident program page.

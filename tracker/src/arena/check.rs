@@ -1,7 +1,7 @@
 //! The arena's invariants as assertions, for tests and debug builds.
 
 use super::Arena;
-use super::table::{Kind, LISTS, STUCK_USAGE, Tag, covered, is_free};
+use super::table::{Kind, LISTS, Tag, Usage, covered};
 
 impl Arena {
     /// Checks every invariant of the table and of the lists, in time linear in the pages ever handed out.
@@ -15,18 +15,18 @@ impl Arena {
         let mut page = 1;
         while page < self.fresh {
             let usage = self.table.usage(page);
-            if !is_free(usage) {
-                named += covered(usage);
+            if !usage.is_free() {
+                named += u64::from(covered(usage.named));
                 in_use += 1;
                 before = None;
                 page += 1;
                 continue;
             }
-            let tag = Tag::decode(usage).expect("the first page of a free run is tagged");
+            let tag = Tag::decode(self.table.links(page).tag);
             assert!(tag.len >= 1 && tag.len <= self.fresh - page, "run at {page}: {tag:?}");
             assert!(before != Some(tag.kind), "two {:?} runs meet at page {page}", tag.kind);
-            assert_eq!(Tag::decode(self.table.usage(page + tag.len - 1)), Some(tag), "last page of {page}");
-            assert!((page..page + tag.len).all(|p| is_free(self.table.usage(p))), "in use in run {page}");
+            assert_eq!(Tag::decode(self.table.links(page + tag.len - 1).tag), tag, "last page of {page}");
+            assert!((page..page + tag.len).all(|p| self.table.usage(p).is_free()), "in use in run {page}");
             match tag.kind {
                 Kind::Dirty => dirty += tag.len,
                 Kind::Clean => clean += tag.len,
@@ -35,7 +35,7 @@ impl Arena {
             before = Some(tag.kind);
             page += tag.len;
         }
-        assert!(self.table.pages() == 0 || self.table.usage(0) == STUCK_USAGE, "page 0");
+        assert!(self.table.pages() == 0 || self.table.usage(0) == Usage::stuck(0), "page 0");
         assert_eq!(page, self.fresh.max(1), "runs end at the virgin pages");
         assert_eq!(in_use + dirty, self.held_pages, "held");
         assert_eq!(dirty, self.dirty_pages, "dirty");
@@ -44,7 +44,7 @@ impl Arena {
         assert!(self.held_pages <= self.cap_pages, "cap");
         // Looking at all virgin entries would give the whole table memory.
         let virgin = self.fresh..self.table.pages().min(self.fresh.saturating_add(64));
-        assert!(virgin.clone().all(|p| self.table.usage(p) == 0), "virgin pages {virgin:?}");
+        assert!(virgin.clone().all(|p| self.table.usage(p) == Usage::default()), "virgin pages {virgin:?}");
         for (list, &count) in runs.iter().enumerate() {
             self.check_list(list, count);
         }
@@ -54,10 +54,11 @@ impl Arena {
     fn check_list(&self, list: usize, count: u32) {
         let (mut at, mut newer) = (self.newest[list], 0);
         for _ in 0..count {
-            let tag = Tag::decode(self.table.usage(at)).expect("a listed run is tagged");
+            assert!(self.table.usage(at).is_free(), "a listed run is free");
+            let tag = Tag::decode(self.table.links(at).tag);
             assert_eq!(tag.list(), list, "run {at} is in the wrong list");
-            assert_eq!(self.table.entry(at).newer, newer, "back link of {at}");
-            (newer, at) = (at, self.table.entry(at).older);
+            assert_eq!(self.table.links(at).newer, newer, "back link of {at}");
+            (newer, at) = (at, self.table.links(at).older);
         }
         assert_eq!((at, self.oldest[list]), (0, newer), "end of list {list}");
     }
@@ -65,7 +66,7 @@ impl Arena {
 
 #[cfg(test)]
 mod tests {
-    use crate::arena::table::STUCK;
+    use crate::arena::table::{STUCK, Usage};
     use crate::arena::{Arena, PAGE, PageMeta};
 
     #[test]
@@ -75,7 +76,7 @@ mod tests {
         let mut arena = unsafe { Arena::new(meta.as_mut_ptr(), 4, 3 * PAGE) };
         let run = arena.alloc(2).unwrap();
         // As if 2^31 - 3 more calls had pinned it.
-        arena.table.set(run.page + 1, u64::from(STUCK - 1) << 32);
+        arena.table.set(run.page + 1, Usage { named: 0, pins: STUCK - 1 });
         assert!(!arena.pin(run.core(), run.bytes()));
         assert_eq!(arena.page_pins(run.page), 1);
         arena.unpin(run.core() + PAGE, 1);

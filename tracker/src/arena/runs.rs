@@ -1,24 +1,22 @@
 //! Free runs: listed by kind and size, merged with their neighbours, taken by closest fit.
 
 use super::Arena;
-use super::table::ONE_PIN;
-use super::table::{Kind, PageMeta, Run, SIZES, Span, Tag, list_of_size, size_of_run};
+use super::table::{Kind, Links, Run, SIZES, Span, Tag, list_of_size, size_of_run};
 
 impl Arena {
-    /// Makes the pages `[start, end)`, whose entries are 0, a free run, or part of its neighbours'.
+    /// Makes the pages `[start, end)`, whose counts are 0, a free run, or part of its neighbours'.
     pub(super) fn insert_run(&mut self, start: u32, end: u32, kind: Kind) {
         match kind {
             Kind::Dirty => self.dirty_pages += end - start,
             Kind::Clean => self.held_pages = self.held_pages.saturating_sub(end - start),
         }
-        let neighbour = |page| Tag::decode(page).filter(|tag| tag.kind == kind);
         let (mut left_len, mut right_len) = (0, 0);
-        if let Some(left) = neighbour(self.table.usage(start - 1)) {
+        if let Some(left) = self.border(start - 1).filter(|tag| tag.kind == kind) {
             left_len = left.len.min(start - 1);
             self.unlink(start - left_len, left.list());
         }
         if end < self.fresh
-            && let Some(right) = neighbour(self.table.usage(end))
+            && let Some(right) = self.border(end).filter(|tag| tag.kind == kind)
         {
             right_len = right.len.min(self.fresh - end);
             self.unlink(end, right.list());
@@ -27,13 +25,18 @@ impl Arena {
         self.link(start - left_len, tag, false);
     }
 
+    /// Tag of a border page of a free run; none for a page in use.
+    fn border(&self, page: u32) -> Option<Tag> {
+        self.table.usage(page).is_free().then(|| Tag::decode(self.table.links(page).tag))
+    }
+
     /// Takes `max` pages, at most, off a run of at least `want`: the closest size first, the newest of each.
     pub(super) fn take_fitting(&mut self, kind: Kind, want: u32, max: u32) -> Option<Run> {
         let size = size_of_run(want);
         let own = list_of_size(kind, size);
         // Runs of the wish's own size may be a little shorter: one look. All longer sizes fit.
         let newest = *self.newest.get(own)?;
-        if newest != 0 && Tag::decode(self.table.usage(newest)).is_some_and(|tag| tag.len >= want) {
+        if newest != 0 && Tag::decode(self.table.links(newest).tag).len >= want {
             return self.take(own, max, false);
         }
         let longer = self.listed.get(kind as usize)? >> size >> 1;
@@ -70,7 +73,7 @@ impl Arena {
         if first == 0 || want == 0 {
             return None;
         }
-        let tag = Tag::decode(self.table.usage(first))?;
+        let tag = Tag::decode(self.table.links(first).tag);
         self.unlink(first, list);
         let pages = want.min(tag.len);
         let rest = tag.len - pages;
@@ -104,7 +107,7 @@ impl Arena {
 
     fn hand_out(&mut self, page: u32, pages: u32) -> Run {
         let span = Span::pages_only(page, page + pages);
-        span.each(self.table.entries(span), |usage, _| *usage = ONE_PIN);
+        span.each(self.table.counts(span), |_, pins, _| *pins = 1);
         Run { page, pages }
     }
 
@@ -122,15 +125,16 @@ impl Arena {
             *tail = first;
         }
         // The other end first: both are the same entry in a run of one page.
-        self.table.set(first + tag.len - 1, tag.encode());
-        self.table.change(first, |meta| *meta = PageMeta { usage: tag.encode(), newer, older });
+        let last = first + tag.len - 1;
+        self.table.set_links(last, Links { tag: tag.encode(), ..Links::default() });
+        self.table.set_links(first, Links { tag: tag.encode(), newer, older });
         self.join(newer, first);
         self.join(first, older);
         self.note_listed(list);
     }
 
     fn unlink(&mut self, first: u32, list: usize) {
-        let PageMeta { newer, older, .. } = self.table.entry(first);
+        let Links { newer, older, .. } = self.table.links(first);
         if newer == 0
             && let Some(head) = self.newest.get_mut(list)
         {
@@ -148,10 +152,10 @@ impl Arena {
     /// Makes two runs neighbours in a list; 0 stands for its end.
     fn join(&mut self, newer: u32, older: u32) {
         if newer != 0 {
-            self.table.change(newer, |meta| meta.older = older);
+            self.table.set_links(newer, Links { older, ..self.table.links(newer) });
         }
         if older != 0 {
-            self.table.change(older, |meta| meta.newer = newer);
+            self.table.set_links(older, Links { newer, ..self.table.links(older) });
         }
     }
 }

@@ -19,26 +19,48 @@ pub(super) const SIZES: usize = 3 + 4 * 18;
 /// Free lists: one for each kind and size.
 pub(super) const LISTS: usize = 2 * SIZES;
 
-/// One pin, as `PageMeta::usage` counts it.
-pub(super) const ONE_PIN: u64 = 1 << 32;
 /// The pin count of a page that never becomes free: page 0, and pages leaked by an underflow.
 pub(super) const STUCK: u32 = 0x7fff_ffff;
-pub(super) const STUCK_USAGE: u64 = (STUCK as u64) << 32;
-/// The bits of `PageMeta::usage` that count named bytes.
-pub(super) const NAMED: u64 = ONE_PIN - 1;
+/// Bytes in a core page, as they are counted on a page.
+pub(super) const WHOLE: u32 = PAGE as u32;
 
-/// What is known about one core page; all zeros is a virgin page.
+/// Memory for what is known about one core page; all zeros is a virgin page. An array of these is cut into arrays
+/// of the counts and of the links: operations on runs of pages are loops over dense integers then.
 #[derive(Clone, Copy, Debug, Default)]
-#[repr(C, align(16))]
+#[repr(C)]
 pub struct PageMeta {
-    /// In use: bytes named in the low half, pins in the high half; as one word, so that "free now?" is a single
-    /// comparison with zero. Border page of a free run: a [`Tag`], negative as an `i64`. Inside a free run: not
-    /// in use, i.e. zero or an outdated tag; never positive.
-    pub(super) usage: u64,
-    /// First page of a free run: the next newer run of its list, 0 for none. Else meaningless.
+    _counts: [u32; 2],
+    _links: Links,
+}
+
+/// What the first page of a free run records, and of which the last page records the tag. Outdated elsewhere.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct Links {
+    pub(super) tag: u32,
+    /// The next newer run of its list, 0 for none.
     pub(super) newer: u32,
-    /// First page of a free run: the next older run of its list, 0 for none. Else meaningless.
+    /// The next older run of its list, 0 for none.
     pub(super) older: u32,
+}
+
+/// What uses a page. None of both: the page is free, or virgin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Usage {
+    /// Bytes named, summed over the extents; at most 2^31 - 1.
+    pub(super) named: u32,
+    pub(super) pins: u32,
+}
+
+impl Usage {
+    /// A page that is in use for ever.
+    pub(super) const fn stuck(named: u32) -> Usage {
+        Usage { named, pins: STUCK }
+    }
+
+    pub(super) const fn is_free(self) -> bool {
+        self.named | self.pins == 0
+    }
 }
 
 /// A run of contiguous core pages.
@@ -79,23 +101,18 @@ pub(super) struct Tag {
 }
 
 impl Tag {
-    pub(super) const FREE: u64 = 1 << 63;
-    const CLEAN: u64 = 1 << 62;
-    const HOT_END: u64 = 1 << 61;
+    const CLEAN: u32 = 1 << 31;
+    const HOT_END: u32 = 1 << 30;
 
-    pub(super) fn encode(self) -> u64 {
+    pub(super) fn encode(self) -> u32 {
         let clean = if self.kind == Kind::Clean { Tag::CLEAN } else { 0 };
         let hot = if self.hot_end { Tag::HOT_END } else { 0 };
-        Tag::FREE | clean | hot | u64::from(self.len & MAX_PAGES) << 32
+        clean | hot | (self.len & MAX_PAGES)
     }
 
-    pub(super) fn decode(usage: u64) -> Option<Tag> {
-        if usage & Tag::FREE == 0 {
-            return None;
-        }
-        let kind = if usage & Tag::CLEAN != 0 { Kind::Clean } else { Kind::Dirty };
-        let len = (usage >> 32) as u32 & MAX_PAGES;
-        Some(Tag { kind, hot_end: usage & Tag::HOT_END != 0, len })
+    pub(super) fn decode(tag: u32) -> Tag {
+        let kind = if tag & Tag::CLEAN != 0 { Kind::Clean } else { Kind::Dirty };
+        Tag { kind, hot_end: tag & Tag::HOT_END != 0, len: tag & MAX_PAGES }
     }
 
     /// Index of the list that holds runs like this one.
@@ -124,25 +141,16 @@ pub(super) fn size_of_run(len: u32) -> usize {
     if size < SIZES { size } else { SIZES - 1 }
 }
 
-/// Free, in the sense of [`PageMeta::usage`]: nothing names the page and nothing pins it.
-pub(super) const fn is_free(usage: u64) -> bool {
-    usage as i64 <= 0
-}
-
-/// The pin count of a page in use; of a free page, something above [`STUCK`] or 0.
-pub(super) const fn pins(usage: u64) -> u32 {
-    (usage >> 32) as u32
-}
-
-/// Bytes of a page that count as named when `usage` names that many, overlaps included.
-pub(super) const fn covered(usage: u64) -> u64 {
-    let named = usage & NAMED;
-    if named < PAGE { named } else { PAGE }
+/// Bytes of a page that count as named when `named` are, overlaps included.
+pub(super) const fn covered(named: u32) -> u32 {
+    if named < WHOLE { named } else { WHOLE }
 }
 
 /// The page table; page numbers out of range read as in use for ever, and writes to them go nowhere.
 pub(super) struct Table {
-    meta: *mut PageMeta,
+    named: *mut u32,
+    pins: *mut u32,
+    links: *mut Links,
     pages: u32,
 }
 
@@ -151,46 +159,61 @@ impl Table {
     /// `meta` points at `pages` initialised entries that stay valid, and are accessed by nobody else, for as
     /// long as the table is used.
     pub(super) unsafe fn new(meta: *mut PageMeta, pages: u32) -> Self {
-        Table { meta, pages }
+        const { assert!(size_of::<PageMeta>() == 2 * size_of::<u32>() + size_of::<Links>()) };
+        const { assert!(align_of::<PageMeta>() >= align_of::<Links>() && align_of::<Links>() >= align_of::<u32>()) };
+        let named = meta.cast::<u32>();
+        let n = pages as usize;
+        // SAFETY: the three arrays have the size of `n` entries together, and no alignment above theirs.
+        unsafe { Table { named, pins: named.add(n), links: named.add(2 * n).cast(), pages } }
     }
 
     pub(super) fn pages(&self) -> u32 {
         self.pages
     }
 
-    /// The entries of a span; none if it leaves the table.
+    /// The counts of a span's pages, named bytes and pins; none if it leaves the table.
     #[inline(always)]
-    pub(super) fn entries(&mut self, span: Span) -> &mut [PageMeta] {
+    pub(super) fn counts(&mut self, span: Span) -> (&mut [u32], &mut [u32]) {
         if span.first >= span.end || span.end > self.pages {
-            return &mut [];
+            return (&mut [], &mut []);
         }
-        let len = (span.end - span.first) as usize;
-        // SAFETY: needs `len` initialised entries that nothing else accesses meanwhile: they are within the
-        // length that `new`'s caller vouched for, and the result borrows the only path to them.
-        unsafe { core::slice::from_raw_parts_mut(self.meta.add(span.first as usize), len) }
+        let (first, len) = (span.first as usize, (span.end - span.first) as usize);
+        // SAFETY: needs `len` initialised counts in each of two arrays, which do not overlap and which nothing else
+        // accesses meanwhile: they are within the length that `new`'s caller vouched for, and the result borrows
+        // the only path to them.
+        unsafe {
+            let named = core::slice::from_raw_parts_mut(self.named.add(first), len);
+            (named, core::slice::from_raw_parts_mut(self.pins.add(first), len))
+        }
     }
 
-    pub(super) fn entry(&self, page: u32) -> PageMeta {
+    pub(super) fn usage(&self, page: u32) -> Usage {
         if page >= self.pages {
-            return PageMeta { usage: STUCK_USAGE, newer: 0, older: 0 };
+            return Usage::stuck(0);
         }
-        // SAFETY: needs an initialised entry: in range as above, and `&self` excludes a writer.
-        unsafe { *self.meta.add(page as usize) }
+        // SAFETY: needs initialised counts: in range as above, and `&self` excludes a writer.
+        unsafe { Usage { named: *self.named.add(page as usize), pins: *self.pins.add(page as usize) } }
     }
 
-    pub(super) fn usage(&self, page: u32) -> u64 {
-        self.entry(page).usage
-    }
-
-    pub(super) fn change(&mut self, page: u32, f: impl FnOnce(&mut PageMeta)) {
-        let end = page.saturating_add(1);
-        if let [meta] = self.entries(Span::pages_only(page, end)) {
-            f(meta);
+    pub(super) fn set(&mut self, page: u32, usage: Usage) {
+        if let ([named], [pins]) = self.counts(Span::pages_only(page, page.saturating_add(1))) {
+            (*named, *pins) = (usage.named, usage.pins);
         }
     }
 
-    pub(super) fn set(&mut self, page: u32, usage: u64) {
-        self.change(page, |meta| meta.usage = usage);
+    pub(super) fn links(&self, page: u32) -> Links {
+        if page >= self.pages {
+            return Links::default();
+        }
+        // SAFETY: as in `usage`.
+        unsafe { *self.links.add(page as usize) }
+    }
+
+    pub(super) fn set_links(&mut self, page: u32, links: Links) {
+        if page < self.pages {
+            // SAFETY: in range, and `&mut self` is the only path.
+            unsafe { *self.links.add(page as usize) = links };
+        }
     }
 }
 
@@ -204,30 +227,30 @@ unsafe impl Send for Table {}
 pub(super) struct Span {
     pub(super) first: u32,
     pub(super) end: u32,
-    pub(super) head: u64,
-    pub(super) tail: u64,
+    pub(super) head: u32,
+    pub(super) tail: u32,
 }
 
 impl Span {
     /// Whole pages.
     pub(super) fn pages_only(first: u32, end: u32) -> Span {
-        Span { first, end, head: PAGE, tail: PAGE }
+        Span { first, end, head: WHOLE, tail: WHOLE }
     }
 
-    /// Calls `f(usage, bytes)` for each page's entry, ascending. Inlined, so that whole pages get a loop of
+    /// Calls `f(named, pins, bytes)` for each page's counts, ascending. Inlined, so that whole pages get a loop of
     /// their own in which `bytes` is constant.
     #[inline(always)]
-    pub(super) fn each(self, entries: &mut [PageMeta], mut f: impl FnMut(&mut u64, u64)) {
-        match entries {
-            [] => {}
-            [only] => f(&mut only.usage, self.head),
-            [first, whole @ .., last] => {
-                f(&mut first.usage, self.head);
-                for meta in whole {
-                    f(&mut meta.usage, PAGE);
+    pub(super) fn each(self, counts: (&mut [u32], &mut [u32]), mut f: impl FnMut(&mut u32, &mut u32, u32)) {
+        match counts {
+            ([named], [pins]) => f(named, pins, self.head),
+            ([named, all_named @ .., last_named], [pins, all_pins @ .., last_pins]) => {
+                f(named, pins, self.head);
+                for (named, pins) in all_named.iter_mut().zip(all_pins) {
+                    f(named, pins, WHOLE);
                 }
-                f(&mut last.usage, self.tail);
+                f(last_named, last_pins, self.tail);
             }
+            _ => {}
         }
     }
 

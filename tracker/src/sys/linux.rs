@@ -323,15 +323,15 @@ impl Kernel for Linux {
 
     unsafe fn prog_to_core(&self, core: *mut u8, prog: u64, len: u64) {
         // SAFETY: caller's contract.
-        unsafe { raw::copy_forward(core, prog as *const u8, len) }
+        unsafe { raw::copy(core, prog as *const u8, len) }
     }
     unsafe fn core_to_prog(&self, prog: u64, core: *const u8, len: u64) {
         // SAFETY: caller's contract.
-        unsafe { raw::copy_forward(prog as *mut u8, core, len) }
+        unsafe { raw::copy(prog as *mut u8, core, len) }
     }
     unsafe fn prog_to_prog(&self, dst: u64, src: u64, len: u64) {
         // SAFETY: caller's contract.
-        unsafe { raw::copy_overlapping(dst as *mut u8, src as *const u8, len) }
+        unsafe { raw::copy(dst as *mut u8, src as *const u8, len) }
     }
     unsafe fn prog_equals(&self, prog: u64, core: *const u8, len: u64) -> bool {
         // SAFETY: caller's contract.

@@ -93,11 +93,7 @@ impl World {
             while let Some(r) = x.window.pop() {
                 st.arena.unpin_run(r);
             }
-            let (from, to) = x.bytes;
-            if from < to {
-                st.arena.unpin(from, to - from);
-            }
-            x.bytes = (0, 0);
+            x.bytes.clear(&mut st.arena);
         });
     }
 
@@ -112,10 +108,8 @@ impl World {
             for r in x.window.as_slice() {
                 (r.page..r.page + r.pages).for_each(|p| pins[p as usize] += 1);
             }
-            let (from, to) = x.bytes;
-            if from < to {
-                (from / PAGE..to.div_ceil(PAGE)).for_each(|p| pins[p as usize] += 1);
-            }
+            let (from, to) = x.bytes.pages();
+            (from / PAGE..to / PAGE).for_each(|p| pins[p as usize] += 1);
         }
         let forked = self.forked.get();
         self.tracker().locked(None, |st| {

@@ -148,7 +148,9 @@ pub fn make_resident(w: &World, s: Span) {
 }
 
 fn receive(w: &World) {
-    let (dst, site) = (range(w), site(w));
+    let rest = w.rest.get();
+    let dst = if !rest.is_empty() && w.rng.coin(2) { rest } else { range(w) };
+    let site = site(w);
     if !w.is_free(dst, true) {
         return;
     }
@@ -157,6 +159,7 @@ fn receive(w: &World) {
         1..4 => w.rng.below(dst.len() + 1),
         _ => dst.len(),
     };
+    w.rest.set(Span::between(dst.start + got, dst.end));
     w.note("receive", [dst.start, dst.len(), got]);
     let data = w.rng.bytes(got);
     w.busy(&[(dst, true)], || {

@@ -124,6 +124,8 @@ pub struct World {
     pub blocks: RefCell<Vec<(Span, bool)>>,
     /// Ranges that were used lately: operations that have to do with each other are more interesting.
     pub recent: RefCell<Vec<Span>>,
+    /// What the last receive left of its destination: messages arrive in pieces.
+    pub rest: Cell<Span>,
     pub forked: Cell<bool>,
     pub depth: Cell<u32>,
     pub ops: Cell<u64>,
@@ -172,6 +174,7 @@ impl World {
             oracle: RefCell::new(Oracle::new()),
             blocks: RefCell::default(),
             recent: RefCell::default(),
+            rest: Cell::default(),
             forked: Cell::new(false),
             depth: Cell::new(0),
             ops: Cell::new(0),
