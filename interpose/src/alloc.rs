@@ -91,11 +91,11 @@ unsafe fn freeing(p: u64) {
         && let Some(t) = threads::current()
     {
         TRACKER.block_freed(t, block);
-        if TRACKER.wants_compaction() {
-            let here = 0u64;
-            if let Some(mut claim) = t.claim(&here as *const u64 as u64) {
-                TRACKER.compact(t, &mut claim);
-            }
+        let here = 0u64;
+        if TRACKER.wants_compaction()
+            && let Some(mut claim) = t.claim(&here as *const u64 as u64)
+        {
+            TRACKER.compact(t, &mut claim);
         }
     }
 }

@@ -357,13 +357,10 @@ fn copy_by_name(dst: Span, src: Span, site: u64) -> Option<u64> {
         let here = 0u64;
         if let Some(mut claim) = t.claim(&here as *const u64 as u64) {
             TRACKER.count(thread, Counter::HookedCalls, 1);
-            match TRACKER.copy(t, &mut claim, dst, src, policy::slot(site)) {
-                Copied::Done { elided } => {
-                    if TRACKER.wants_compaction() {
-                        TRACKER.compact(t, &mut claim);
-                    }
-                    return Some(elided);
-                }
+            let copied = TRACKER.copy(t, &mut claim, dst, src, policy::slot(site));
+            TRACKER.tidy(t, &mut claim);
+            match copied {
+                Copied::Done { elided } => return Some(elided),
                 Copied::Real(reason) => why = reason,
             }
         }

@@ -75,6 +75,7 @@ unsafe fn through_cores(t: &'static Thread, fd: c_int, s: Span, site: u64, way: 
     TRACKER.count(Some(t), Counter::HookedCalls, 1);
     if let Err(why) = TRACKER.receive_plan(t, &mut claim, s, slot) {
         TRACKER.count(Some(t), why.0, 1);
+        TRACKER.tidy(t, &mut claim);
         return None;
     }
     let iov = claim.scratch().iov.as_slice();
@@ -90,9 +91,7 @@ unsafe fn through_cores(t: &'static Thread, fd: c_int, s: Span, site: u64, way: 
     };
     let not_socket = r < 0 && matches!(way, Way::Read) && socket && errno() == libc::ENOTSOCK;
     TRACKER.receive_done(t, &mut claim, s.start, r.max(0) as u64, slot);
-    if TRACKER.wants_compaction() {
-        TRACKER.compact(t, &mut claim);
-    }
+    TRACKER.tidy(t, &mut claim);
     drop(claim);
     if not_socket {
         if let Some(h) = HINTS.get(fd as usize) {

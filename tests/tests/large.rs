@@ -138,7 +138,7 @@ fn many_values(table: &mut Table, launch: &Launch) -> Result<u64, Failure> {
     table.note("CPU / request", launch.name(), &text);
     table.note("mappings", launch.name(), &most.to_string());
     counters(table, &server, launch)?;
-    table.note("resident", launch.name(), &mib(resident_bytes(server.pid())?));
+    held(table, "end", &server, launch)?;
     finish(server, launch)?;
     Ok(most)
 }

@@ -50,6 +50,18 @@ impl<K: Kernel> Tracker<K> {
         held > named + named / 8 + load(&p.threads).max(1) * SLACK_PER_THREAD
     }
 
+    /// One step of compaction if there is something to gain: at the end of an operation, also of one that was passed
+    /// on, because while elision is paused there are no others.
+    ///
+    /// # Context
+    /// As [`Self::compact`].
+    #[inline]
+    pub fn tidy(&self, t: &Thread, c: &mut Claim<'_>) {
+        if self.wants_compaction() {
+            self.compact(t, c);
+        }
+    }
+
     /// One bounded step of compaction.
     ///
     /// # Context
