@@ -10,6 +10,7 @@ use crate::state::{State, Tracker};
 use crate::stats::Counter;
 use crate::sys::Kernel;
 use crate::thread::{Claim, Scratch, Thread};
+use core::sync::atomic::Ordering;
 
 /// Extents looked at in one step.
 const STEP_EXTENTS: usize = 64;
@@ -24,12 +25,20 @@ const SLACK_PER_THREAD: u64 = 1 << 20;
 const WINDOW: u64 = 32;
 
 impl<K: Kernel> Tracker<K> {
-    /// Gives freed core pages beyond the bound back to the kernel. Called at the end of operations that free.
+    /// True if more freed core pages are kept for reuse than the bound allows.
+    pub(crate) fn wants_purge(st: &State) -> bool {
+        let slack = st.arena.named_bytes() / 8 + st.threads.max(1) * SLACK_PER_THREAD / 2;
+        st.arena.dirty_free_bytes() > slack
+    }
+
+    /// Gives freed core pages beyond the bound back to the kernel. Called at the end of operations that free, and that
+    /// have published so.
     pub(crate) fn maintain(&self, t: &Thread) {
-        loop {
+        while self.purge_due.load(Ordering::Relaxed) {
             let run = self.locked(Some(t), |st| {
-                let slack = st.arena.named_bytes() / 8 + st.threads.max(1) * SLACK_PER_THREAD / 2;
-                if st.arena.dirty_free_bytes() <= slack { None } else { st.arena.take_purge(PURGE_PAGES) }
+                let due = Self::wants_purge(st);
+                self.purge_due.store(due, Ordering::Relaxed);
+                if due { st.arena.take_purge(PURGE_PAGES) } else { None }
             });
             let Some(Some(run)) = run else { return };
             // The run is pinned: nobody gets it while it is discarded, and no lock is held.
@@ -45,7 +54,7 @@ impl<K: Kernel> Tracker<K> {
     /// True if pages are held for too few named bytes.
     pub fn wants_compaction(&self) -> bool {
         let Some(p) = self.stats() else { return false };
-        let load = |a: &core::sync::atomic::AtomicU64| a.load(core::sync::atomic::Ordering::Relaxed);
+        let load = |a: &core::sync::atomic::AtomicU64| a.load(Ordering::Relaxed);
         let (held, named) = (load(&p.core_bytes_held), load(&p.core_bytes_named));
         held > named + named / 8 + load(&p.threads).max(1) * SLACK_PER_THREAD
     }

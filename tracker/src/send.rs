@@ -3,11 +3,19 @@
 //! The pieces' cores are pinned for as long as the call runs (I4) and the lock is not held meanwhile: a send may
 //! block for ever.
 
-use crate::addr::Span;
+use crate::addr::{PAGE, Span, page_down};
 use crate::state::{State, Tracker, ZERO_CORE};
 use crate::stats::Counter;
 use crate::sys::Kernel;
 use crate::thread::{Claim, IoVec, Place, Scratch, Thread};
+use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+
+/// Bytes of a cache line.
+const LINE: u64 = 64;
+/// Lines of each page that are asked for.
+const WARM_LINES: u64 = 4;
+/// Most pages of one send that are: more would push each other out, and cost the more the less is sent in the end.
+const WARM_PAGES: u32 = 256;
 
 impl<K: Kernel> Tracker<K> {
     /// Plans a send of the program's buffers `scratch.input`: afterwards `scratch.iov` names the same bytes, in order, without a
@@ -38,6 +46,7 @@ impl<K: Kernel> Tracker<K> {
             })
             .unwrap_or(false);
         if fits {
+            warm_up(x.iov.as_slice());
             self.count(Some(t), Counter::CoreSends, 1);
             Ok(())
         } else {
@@ -57,7 +66,7 @@ impl<K: Kernel> Tracker<K> {
                     let mut left = p.len;
                     let mut fits = true;
                     while left > 0 && fits {
-                        let n = left.min(crate::addr::PAGE);
+                        let n = left.min(PAGE);
                         fits = x.iov.push(IoVec { base: self.core_ptr(ZERO_CORE) as u64, len: n });
                         left -= n;
                     }
@@ -93,6 +102,25 @@ impl<K: Kernel> Tracker<K> {
         self.count(Some(t), Counter::CopiedGather, src.len());
         self.send_done(t, c);
         true
+    }
+}
+
+/// Starts to bring in the beginning of each page of a send. Its bytes are in no cache near the processor, where the
+/// copies that were not made would have put them, and the kernel's copy waits for each new page: for its translation,
+/// and for the first lines, before the processor sees that it reads on. Here all pages' waits overlap: measured with
+/// 256 KiB values, 22 us of the kernel's copying become 19, for 1 us.
+fn warm_up(iov: &[IoVec]) {
+    let mut pages = 0;
+    for v in iov {
+        let mut at = v.base;
+        while at < v.base + v.len && pages < WARM_PAGES {
+            for line in 0..WARM_LINES {
+                // SAFETY: a prefetch of any address, mapped or not, changes nothing that can be seen.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>((at + line * LINE) as *const i8) };
+            }
+            at = page_down(at) + PAGE;
+            pages += 1;
+        }
     }
 }
 

@@ -136,6 +136,8 @@ pub struct Tracker<K: Kernel> {
     pub(crate) unrecorded: FaultHistory,
     /// [`Thread::midway`] of all threads without a record.
     pub(crate) unrecorded_midway: AtomicU32,
+    /// Freed pages are due back to the kernel, as of the last [`Self::publish`].
+    pub(crate) purge_due: AtomicBool,
     /// Set in a child after fork.
     pub forked: AtomicBool,
     /// Bytes in [`ChildPages`], for a look without the lock.
@@ -166,6 +168,7 @@ impl<K: Kernel> Tracker<K> {
             generation: AtomicU64::new(1),
             unrecorded: FaultHistory::new(),
             unrecorded_midway: AtomicU32::new(0),
+            purge_due: AtomicBool::new(false),
             forked: AtomicBool::new(false),
             child_bytes: AtomicU64::new(0),
             threshold: AtomicU64::new(u64::MAX),
@@ -364,6 +367,7 @@ impl<K: Kernel> Tracker<K> {
 
     /// Publishes the gauges.
     pub fn publish(&self, st: &State) {
+        self.purge_due.store(Self::wants_purge(st), Ordering::Relaxed);
         if let Some(p) = self.stats() {
             p.extents.store(st.map.len() as u64, Ordering::Relaxed);
             p.core_bytes_held.store(st.arena.held_bytes(), Ordering::Relaxed);
