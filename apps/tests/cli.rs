@@ -228,8 +228,8 @@ fn bad_arguments_exit_125_and_say_what_is_accepted() {
 
 #[test]
 fn help_has_examples_everywhere() {
-    for command in ["run", "doctor", "stats"] {
-        let (code, out, _) = output(zio().args([command, "--help"]));
+    for command in [&["run"][..], &["doctor"], &["stats"], &["bench", "tracked"]] {
+        let (code, out, _) = output(zio().args(command).arg("--help"));
         assert_eq!(code, 0);
         assert!(out.contains("Examples:") && !out.contains("--profile"), "{out}");
     }

@@ -9,6 +9,7 @@
 //! | `echo_server`, `echo_client` | the example server and its verifying client |
 //! | `redis`, `resp` | redis-server under redis-benchmark |
 //! | `copy` | the cost of small copies |
+//! | `tracked`, `tracked_child` | the cost of a large copy that is renamed |
 
 mod columns;
 mod copy;
@@ -22,6 +23,8 @@ mod resp;
 mod size;
 mod stats_math;
 mod table;
+mod tracked;
+mod tracked_child;
 
 use std::fmt;
 use std::io::Write;
@@ -80,6 +83,8 @@ enum What {
     Quick(QuickArgs),
     /// The cost of small memcpy calls, with and without the library
     Copy(CopyArgs),
+    /// The cost of a large memcpy that the library renames, by the number of extents
+    Tracked(TrackedArgs),
     /// The servers that the benchmarks start
     #[command(hide = true)]
     Server {
@@ -92,6 +97,7 @@ enum What {
 enum ServerKind {
     Echo(echo_server::ServerArgs),
     Copy(copy::ChildArgs),
+    Tracked(tracked_child::ChildArgs),
 }
 
 #[derive(clap::Args)]
@@ -194,6 +200,32 @@ struct CopyArgs {
     place: Place,
 }
 
+const TRACKED_EXAMPLES: &str = "\
+Examples:
+  zio bench tracked
+  zio bench tracked --extents 1000,1000000 --size 64K,256K --pairs 7
+
+A row whose copies were not all renamed says so, and why. Copies under 32K cost more
+than they save: zio pauses after 65,536 of them (`backoff`).";
+
+#[derive(clap::Args)]
+#[command(after_help = TRACKED_EXAMPLES)]
+struct TrackedArgs {
+    /// Destinations of the copies, an extent each; up to 2,000,000
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "100000",
+          value_parser = clap::value_parser!(u64).range(1..=tracked_child::EXTENTS_MOST))]
+    extents: Vec<u64>,
+    /// Copy sizes, 16K to 4M in steps of 4K
+    #[arg(long, value_name = "SIZE,..", value_delimiter = ',', default_value = "64K",
+          value_parser = tracked_child::parse_tracked_size)]
+    size: Vec<usize>,
+    /// Interleaved pairs
+    #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pairs: u64,
+    #[command(flatten)]
+    place: Place,
+}
+
 fn parse_seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(s) if (0.05..=3600.0).contains(&s) => Ok(s),
@@ -213,10 +245,12 @@ pub fn run(args: Args) -> ExitCode {
     let result = match args.what {
         What::Server { which: ServerKind::Echo(a) } => return echo_server::serve(a),
         What::Server { which: ServerKind::Copy(a) } => return copy::child(a),
+        What::Server { which: ServerKind::Tracked(a) } => return tracked_child::child(a),
         What::Echo(a) => run_echo(&a),
         What::Redis(a) => run_redis(&a),
         What::Quick(a) => run_quick(&a),
         What::Copy(a) => run_copy(&a),
+        What::Tracked(a) => run_tracked(&a),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -289,6 +323,19 @@ fn run_copy(a: &CopyArgs) -> Result<(), Failure> {
     }
     let rows = costs.iter().map(copy::row_json).collect();
     print("copy", &copy::text(&costs), rows, a.place.json)
+}
+
+fn run_tracked(a: &TrackedArgs) -> Result<(), Failure> {
+    let columns = Columns::prepare(a.place.lib.as_deref())?;
+    let pinning = Pinning::choose(!a.place.no_pin);
+    let mut costs = Vec::new();
+    for &extents in &a.extents {
+        for &size in &a.size {
+            costs.push(tracked::measure(&columns, extents as usize, size, a.pairs as usize, pinning)?);
+        }
+    }
+    let rows = costs.iter().map(tracked::row_json).collect();
+    print("tracked", &tracked::text(&costs), rows, a.place.json)
 }
 
 impl Common {
