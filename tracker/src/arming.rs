@@ -231,6 +231,7 @@ impl<K: Kernel> Tracker<K> {
             few += if n < FEW_PAGES { n } else { 0 };
         }
         self.count(None, Counter::PageTableCalls, 1);
+        st.ledger.page_table_call();
         self.count(None, Counter::PagesRearmed, fresh);
         Self::site(st, site).edges.tried(few as u32);
         let r = match self.arming() {
@@ -253,6 +254,7 @@ impl<K: Kernel> Tracker<K> {
     /// Makes a vacant page resident, and populated: it is about to be written. One call, where taking the marker
     /// off and the fault at the first store are two ways into the kernel.
     pub(crate) fn populate_vacant(&self, st: &mut State, page: Span) -> Result<(), Errno> {
+        st.ledger.page_table_call();
         if self.fill(st, page, self.core_ptr(ZERO_CORE)).is_err() {
             return self.disarm(st, page);
         }
