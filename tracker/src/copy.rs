@@ -22,6 +22,9 @@ pub const RENAME_MIN: u64 = 8 << 10;
 /// A rename that would name less than one part in this many of the copied bytes is not worth it.
 const NAMED_PART: u64 = 4;
 
+/// Bytes named on a core page above which copies of it are made: the arena counts to 2^31.
+const NAMES_MAX: u32 = (1 << 31) - 2 * PAGE as u32;
+
 /// What became of a copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Copied {
@@ -68,7 +71,12 @@ impl<K: Kernel> Tracker<K> {
             again.hot |= elide && s.is_calm() && !moved_within;
             let to_name = self.cut_copy(st, x, dst, site, elide, again);
             // Resident bytes that go to armed pages are captured: moved, but the page stays armed.
-            let rename = to_name * NAMED_PART >= dst.len() && (named_source(x) > 0 || self.mostly_armed(dst));
+            let countable = Self::countable(st, &x.pieces);
+            if !countable {
+                self.count(Some(t), Counter::PassMapFull, 1);
+            }
+            let rename =
+                countable && to_name * NAMED_PART >= dst.len() && (named_source(x) > 0 || self.mostly_armed(dst));
             if rename && let Some(done) = self.rename_at_once(st, x, dst, src, site) {
                 self.publish(st);
                 return Ok(Some(done));
@@ -107,6 +115,13 @@ impl<K: Kernel> Tracker<K> {
         let elided = self.rename(t, x, dst, site).saturating_sub(captured);
         self.maintain(t);
         Copied::Done { elided }
+    }
+
+    /// True if the first core page of each piece can be named once more. Asked before any page is armed: a core that
+    /// half a million extents name stays so, and each further copy would arm its destination in vain.
+    fn countable(st: &State, pieces: &List<Piece, MAX_PIECES>) -> bool {
+        let core = |p: &&Piece| p.place == Place::Core;
+        pieces.as_slice().iter().filter(core).all(|p| st.arena.page_named((p.at / PAGE) as u32) < NAMES_MAX)
     }
 
     /// True if at least half of a range lies on armed pages: then even bytes that must be moved are better moved
