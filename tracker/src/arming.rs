@@ -231,8 +231,11 @@ impl<K: Kernel> Tracker<K> {
             few += if n < FEW_PAGES { n } else { 0 };
         }
         self.count(None, Counter::PageTableCalls, 1);
-        st.ledger.page_table_call();
         self.count(None, Counter::PagesRearmed, fresh);
+        if fresh == few {
+            // Long runs are memory in its first use, where the copy would have faulted at each page.
+            st.ledger.page_table_call();
+        }
         Self::site(st, site).edges.tried(few as u32);
         let r = match self.arming() {
             Arming::Guard => self.kernel.guard_install(cover),

@@ -72,9 +72,6 @@ impl<K: Kernel> Tracker<K> {
             let to_name = self.cut_copy(st, x, dst, site, elide, again);
             // Resident bytes that go to armed pages are captured: moved, but the page stays armed.
             let countable = Self::countable(st, &x.pieces);
-            if !countable {
-                self.count(Some(t), Counter::PassMapFull, 1);
-            }
             let rename =
                 countable && to_name * NAMED_PART >= dst.len() && (named_source(x) > 0 || self.mostly_armed(dst));
             if rename && let Some(done) = self.rename_at_once(st, x, dst, src, site) {
@@ -86,6 +83,8 @@ impl<K: Kernel> Tracker<K> {
                 // Gather: the bytes move, straight from the cores; the source stays elided.
                 let why = if !elide {
                     Counter::PassBackoff
+                } else if !countable {
+                    Counter::PassMapFull
                 } else if rename {
                     Counter::PassPieces
                 } else {

@@ -78,7 +78,7 @@ impl Ledger {
         self.avoided += bytes;
     }
 
-    /// A page-table call for an operation: its buffer's pages are armed, or one of them is populated.
+    /// A page-table call for an operation: pages at an edge of earlier data are armed, or one at an edge is populated.
     pub fn page_table_call(&mut self) {
         self.calls += 1;
     }
