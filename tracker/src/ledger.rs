@@ -31,6 +31,8 @@ pub const BYTES_PER_CALL: u64 = 64 << 10;
 /// server.
 const OPERATIONS: u32 = 4096;
 const BAD_LOOKS: u32 = 32;
+/// Most that one look counts.
+const WORST: u64 = 4;
 /// Receives between two looks at the edges.
 const EPOCH: u32 = 1024;
 /// Bad looks in a row that make the first pause: half a minute of a busy server, so that what passes, a load or a burst
@@ -97,7 +99,9 @@ impl Ledger {
         let grows = fresh.saturating_sub(before) * PAGE * 4 > self.avoided;
         let calls = if grows { 0 } else { u64::from(self.calls) };
         let cost = u64::from(self.operations) * BYTES_PER_OPERATION + calls * BYTES_PER_CALL;
-        self.bad_looks = if cost > self.avoided { self.bad_looks + 1 } else { 0 };
+        // A look at twice the cost of what it avoids counts twice, and so on.
+        let times = (cost / self.avoided.max(1)).clamp(1, WORST) as u32;
+        self.bad_looks = if cost > self.avoided { self.bad_looks + times } else { 0 };
         (self.operations, self.calls, self.avoided, self.newest) = (0, 0, 0, [fresh; 2]);
         if self.bad_looks >= BAD_LOOKS {
             self.pause();
@@ -241,6 +245,12 @@ mod tests {
             messages(&mut l, OPERATIONS * BAD_LOOKS, bytes, copies);
             assert_eq!(l.paused(), !pays, "{copies} copies of {bytes} bytes");
         }
+        // What costs four times what it avoids pauses four times as soon.
+        let mut l = Ledger::default();
+        messages(&mut l, OPERATIONS * (BAD_LOOKS / 4 - 1) / 3, 16 << 10, 1);
+        assert!(!l.paused());
+        messages(&mut l, OPERATIONS, 16 << 10, 1);
+        assert!(l.paused());
         // A burst is not enough.
         let mut l = Ledger::default();
         for _ in 0..100 {
