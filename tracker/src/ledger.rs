@@ -27,10 +27,10 @@ pub const BYTES_PER_EDGE: u64 = 384 << 10;
 pub const BYTES_PER_OPERATION: u64 = 32 << 10;
 /// Bytes of copying that one page-table call of an operation is worth: 1.5 to 2.5 us.
 pub const BYTES_PER_CALL: u64 = 64 << 10;
-/// Operations between two looks at what they cost, and losing looks in a row that make a pause: some seconds of a busy
+/// Operations between two looks at what they cost, and losing looks in a row that make a pause: a second or two of a busy
 /// server.
 const OPERATIONS: u32 = 4096;
-const BAD_LOOKS: u32 = 32;
+const BAD_LOOKS: u32 = 12;
 /// Most that one look counts.
 const WORST: u64 = 4;
 /// Receives between two looks at the edges.
